@@ -1,0 +1,250 @@
+r"""Norms and decompositions whose gradients stay finite where the textbook formulas divide by zero.
+
+`jnp.linalg.norm` has a NaN gradient at zero, `eigh` and `svd` at equal eigenvalues. The functions here return the same
+values and replace $1/x$ in the derivative by $x/(x^2+\epsilon^2)$, with $\epsilon$ relative to the largest value, so
+that well separated spectra are untouched to rounding and degenerate directions contribute nothing.
+
+Laws: `safe_eigh(R A R^T)` has the same eigenvalues; `polar(R A S)` equals `R polar(A) S` for orthogonal `R`, `S`.
+
+References: Giles 2008, "An extended collection of matrix derivative results"; Liao, Liu, Wang, Xiang 2019,
+arXiv:1903.09650 (Lorentzian broadening).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from equivariant_jax.core.typing import Array
+
+__all__ = ["polar", "safe_eigh", "safe_norm", "safe_normalize", "safe_sqrt", "safe_svd"]
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Square root with value and gradient zero for `x <= 0`.
+
+    Args:
+      x: array of any shape, float.
+
+    Returns:
+      Array of the shape and dtype of `x`.
+
+    Example:
+      >>> import jax
+      >>> float(jax.grad(safe_sqrt)(0.0))
+      0.0
+    """
+    x = jnp.asarray(x)
+    positive = x > 0
+    one, zero = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, one)), zero)
+
+
+def safe_norm(x: Array, axis: int | tuple[int, ...] | None = -1, keepdims: bool = False) -> Array:
+    """Euclidean norm whose gradient at the zero vector is zero.
+
+    Args:
+      x: array of any shape, float.
+      axis: static; axis or axes to reduce, None for all.
+      keepdims: static; keep reduced axes with length one.
+
+    Returns:
+      Norms, dtype of `x`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> jax.grad(lambda v: safe_norm(v))(jnp.zeros(3)).tolist()
+      [0.0, 0.0, 0.0]
+    """
+    return safe_sqrt(jnp.sum(jnp.square(jnp.asarray(x)), axis=axis, keepdims=keepdims))
+
+
+def safe_normalize(x: Array, axis: int = -1) -> Array:
+    """Divides by the Euclidean norm; the zero vector stays zero, with zero gradient.
+
+    Args:
+      x: vectors along `axis`, float.
+      axis: static; the axis of components.
+
+    Returns:
+      Unit (or zero) vectors, shape and dtype of `x`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> safe_normalize(jnp.array([3.0, 4.0])).round(3).tolist()
+      [0.6000000238418579, 0.800000011920929]
+    """
+    x = jnp.asarray(x)
+    norm = safe_norm(x, axis=axis, keepdims=True)
+    positive = norm > 0
+    one, zero = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
+    return jnp.where(positive, x / jnp.where(positive, norm, one), zero)
+
+
+def _check_matrix(name: str, a: Array, *, square: bool) -> Array:
+    a = jnp.asarray(a)
+    if a.ndim < 2 or (square and a.shape[-1] != a.shape[-2]):
+        wanted = "`[..., n, n]`" if square else "`[..., m, n]`"
+        raise ValueError(f"{name} got an array of shape {a.shape}; expected matrices {wanted}.")
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        raise ValueError(f"{name} got dtype {a.dtype}; expected real floating point.")
+    return a
+
+
+def _safe_reciprocal(x: Array, scale: Array) -> Array:
+    """`x / (x^2 + eps^2)` with eps a few units of rounding of `scale`; zero at zero."""
+    eps = 32 * jnp.finfo(x.dtype).eps * scale
+    square = x * x + eps * eps
+    positive = square > 0
+    one, zero = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
+    return jnp.where(positive, x / jnp.where(positive, square, one), zero)
+
+
+def _off_diagonal(x: Array, scale: Array) -> Array:
+    """`_safe_reciprocal` off the diagonal, exact zeros on it.
+
+    The diagonal must be cut before the division: in reverse mode its derivative 1/eps^2 would meet its own negative and
+    cancel every digit of the second derivative.
+    """
+    eye = jnp.eye(x.shape[-1], dtype=bool)
+    eye = jnp.broadcast_to(eye, x.shape)
+    one, zero = jnp.ones((), x.dtype), jnp.zeros((), x.dtype)
+    return jnp.where(eye, zero, _safe_reciprocal(jnp.where(eye, one, x), scale))
+
+
+def _transpose(a: Array) -> Array:
+    return jnp.swapaxes(a, -1, -2)
+
+
+def safe_eigh(a: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of symmetric matrices, with finite gradients at repeated eigenvalues.
+
+    Args:
+      a: matrices `[..., n, n]`, float; only the symmetric part is used.
+
+    Returns:
+      Eigenvalues `[..., n]` in ascending order and eigenvectors `[..., n, n]` as columns, dtype of `a`.
+
+    Raises:
+      ValueError: if the last two axes differ or the dtype is not real floating point.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> g = jax.grad(lambda a: safe_eigh(a)[1].sum())(jnp.eye(3))
+      >>> bool(jnp.all(jnp.isfinite(g)))
+      True
+    """
+    return _eigh(_check_matrix("safe_eigh", a, square=True))
+
+
+@jax.custom_jvp
+def _eigh(a):
+    return jnp.linalg.eigh(0.5 * (a + _transpose(a)), symmetrize_input=False)
+
+
+@_eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    w, v = _eigh(a)
+    inner = _transpose(v) @ (0.5 * (da + _transpose(da))) @ v
+    gap = w[..., None, :] - w[..., :, None]
+    scale = jnp.max(jnp.abs(w), axis=-1)[..., None, None]
+    dv = v @ (_off_diagonal(gap, scale) * inner)
+    return (w, v), (jnp.diagonal(inner, axis1=-2, axis2=-1), dv)
+
+
+def safe_svd(a: Array) -> tuple[Array, Array, Array]:
+    """Thin singular value decomposition with finite gradients at repeated or vanishing singular values.
+
+    Args:
+      a: matrices `[..., m, n]`, float.
+
+    Returns:
+      `u` `[..., m, k]`, `s` `[..., k]` in descending order, `vt` `[..., k, n]`, with `k = min(m, n)`; dtype of `a`.
+
+    Raises:
+      ValueError: if there are fewer than two axes or the dtype is not real floating point.
+    """
+    return _svd(_check_matrix("safe_svd", a, square=False))
+
+
+@jax.custom_jvp
+def _svd(a):
+    return jnp.linalg.svd(a, full_matrices=False)
+
+
+@_svd.defjvp
+def _svd_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    u, s, vt = _svd(a)
+    v = _transpose(vt)
+    inner = _transpose(u) @ da @ v
+    scale = jnp.max(s, axis=-1)[..., None, None]
+    row, column = s[..., None, :], s[..., :, None]
+    f = _off_diagonal(row - column, scale) * _off_diagonal(row + column, scale)
+    skew_u = f * (inner * row + column * _transpose(inner))
+    skew_v = f * (column * inner + _transpose(inner) * row)
+    # 1/s, for the parts of the tangent outside the spaces that u and v span.
+    inverse = _safe_reciprocal(s, scale[..., 0])[..., None, :]
+    dav, dau = da @ v, _transpose(da) @ u
+    du = u @ skew_u + (dav - u @ (_transpose(u) @ dav)) * inverse
+    dv = v @ skew_v + (dau - v @ (vt @ dau)) * inverse
+    return (u, s, vt), (du, jnp.diagonal(inner, axis1=-2, axis2=-1), _transpose(dv))
+
+
+def polar(a: Array, *, special: bool = False) -> tuple[Array, Array]:
+    r"""Polar decomposition $A = Q P$: the nearest orthogonal matrix and a symmetric factor.
+
+    The derivative solves $P X + X P = Q^T dA - dA^T Q$ for the rotation rate $X$, which divides by $s_i + s_j$ only:
+    equal singular values are harmless, as they are not when one differentiates an SVD.
+
+    Args:
+      a: matrices `[..., n, n]`, float.
+      special: static; if True `Q` is the nearest *rotation* (determinant +1, as in the Kabsch algorithm) and `P` may
+        have one negative eigenvalue.
+
+    Returns:
+      `Q` `[..., n, n]` orthogonal and `P` `[..., n, n]` symmetric, dtype of `a`.
+
+    Raises:
+      ValueError: if the last two axes differ or the dtype is not real floating point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> q, p = polar(jnp.array([[0.0, -2.0], [3.0, 0.0]]))
+      >>> q.round(2).tolist(), (p + 0.0).astype(int).tolist()
+      ([[0.0, -1.0], [1.0, 0.0]], [[3, 0], [0, 2]])
+    """
+    a = _check_matrix("polar", a, square=True)
+    q = _orthogonal_factor(a, special)
+    p = _transpose(q) @ a
+    return q, 0.5 * (p + _transpose(p))
+
+
+def _signed_svd(a, special):
+    u, s, vt = jnp.linalg.svd(a, full_matrices=False)
+    if special:
+        sign = jnp.where(jnp.linalg.det(u @ vt) < 0, -jnp.ones((), a.dtype), jnp.ones((), a.dtype))
+        flip = jnp.concatenate([jnp.ones((*s.shape[:-1], s.shape[-1] - 1), a.dtype), sign[..., None]], axis=-1)
+        u, s = u * flip[..., None, :], s * flip
+    return u, s, vt
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _orthogonal_factor(a, special):
+    u, _, vt = _signed_svd(a, special)
+    return u @ vt
+
+
+@_orthogonal_factor.defjvp
+def _orthogonal_factor_jvp(special, primals, tangents):
+    (a,), (da,) = primals, tangents
+    q = _orthogonal_factor(a, special)
+    # The symmetric factor's eigenbasis diagonalises the Sylvester equation; `_eigh` keeps this differentiable again.
+    p = _transpose(q) @ a
+    w, v = _eigh(p)
+    rate = _transpose(q) @ da
+    rate = _transpose(v) @ (rate - _transpose(rate)) @ v
+    scale = jnp.max(jnp.abs(w), axis=-1)[..., None, None]
+    x = rate * _safe_reciprocal(w[..., None, :] + w[..., :, None], scale)
+    return q, q @ v @ x @ _transpose(v)
