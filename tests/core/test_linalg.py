@@ -1,0 +1,109 @@
+"""Values equal the textbook ones; gradients equal finite differences and stay finite where theirs do not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from equivariant_jax.core import linalg
+
+
+def finite(f, *args):
+    return all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(jax.grad(f, argnums=tuple(range(len(args))))(*args)))
+
+
+def test_norms_at_zero():
+    zero = jnp.zeros((2, 3))
+    assert finite(lambda x: linalg.safe_norm(x).sum(), zero)
+    assert finite(lambda x: linalg.safe_normalize(x).sum(), zero)
+    assert float(linalg.safe_sqrt(jnp.array(-1.0))) == 0.0
+    hessian = jax.hessian(lambda x: linalg.safe_norm(x, axis=None))(zero)
+    assert jnp.isfinite(hessian).all()
+    x = jnp.array([[3.0, 0.0, 4.0]])
+    np.testing.assert_allclose(linalg.safe_norm(x), [5.0])
+    np.testing.assert_allclose(linalg.safe_norm(x, axis=(0, 1), keepdims=True), [[5.0]])
+    np.testing.assert_allclose(jax.grad(lambda x: linalg.safe_norm(x).sum())(x), x / 5)
+
+
+def test_eigh(key, x64):
+    a = jax.random.normal(key, (2, 4, 4), jnp.float64)
+    symmetric = 0.5 * (a + jnp.swapaxes(a, 1, 2))
+    w, v = linalg.safe_eigh(a)
+    np.testing.assert_allclose(v * w[:, None, :] @ jnp.swapaxes(v, 1, 2), symmetric, atol=1e-12)
+
+    def f(a):
+        w, v = linalg.safe_eigh(a)
+        return jnp.sum(w**3) + jnp.sum(v**4)
+
+    check_grads(f, (a,), 2, rtol=1e-4)
+    # Well separated spectra: the broadened derivative is the exact one to rounding.
+    exact = jax.grad(lambda s: jnp.sum(jnp.linalg.eigh(s)[1] ** 4))(symmetric)
+    ours = jax.grad(lambda s: jnp.sum(linalg.safe_eigh(s)[1] ** 4))(symmetric)
+    np.testing.assert_allclose(ours, exact, rtol=1e-10, atol=1e-12)
+    assert not finite(lambda s: jnp.sum(jnp.linalg.eigh(s)[1] ** 4), jnp.eye(3))  # what we guard against
+    for degenerate in (jnp.eye(3), jnp.zeros((3, 3)), jnp.diag(jnp.array([1.0, 1.0, 2.0]))):
+        assert finite(f, degenerate)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5)])
+def test_svd(shape, key, x64):
+    a = jax.random.normal(key, shape, jnp.float64)
+    u, s, vt = linalg.safe_svd(a)
+    np.testing.assert_allclose(u * s @ vt, a, atol=1e-12)
+
+    def f(a):
+        u, s, vt = linalg.safe_svd(a)
+        return jnp.sum(s**3) + jnp.sum(u**4) + jnp.sum(vt**4)
+
+    check_grads(f, (a,), 2, rtol=1e-4)
+    assert finite(f, jnp.eye(*shape))
+    assert finite(f, jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_polar(special, key, x64):
+    for a in jax.random.normal(key, (4, 3, 3), jnp.float64):
+        q, p = linalg.polar(a, special=special)
+        np.testing.assert_allclose(q @ p, a, atol=1e-12)
+        np.testing.assert_allclose(q @ q.T, np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(p, p.T, atol=1e-12)
+        if special:
+            np.testing.assert_allclose(jnp.linalg.det(q), 1.0, atol=1e-12)
+        else:
+            assert np.linalg.eigvalsh(p).min() > -1e-12
+
+    def f(a):
+        q, p = linalg.polar(a, special=special)
+        return jnp.sum(q**3) + jnp.sum(p**3)
+
+    check_grads(f, (a,), 2, rtol=1e-4)
+    assert finite(f, jnp.zeros((3, 3)))
+    # Equal singular values are no singularity: the exact derivative at the identity is the skew part.
+    slope = jax.jacfwd(lambda a: linalg.polar(a, special=special)[0])(jnp.eye(3))
+    da = np.arange(9.0).reshape(3, 3)
+    np.testing.assert_allclose(jnp.tensordot(slope, da, axes=2), 0.5 * (da - da.T), atol=1e-12)
+
+
+def test_polar_is_the_nearest_rotation(key, x64):
+    a = jax.random.normal(key, (3, 3), jnp.float64)
+    q, _ = linalg.polar(a, special=True)
+    from equivariant_jax.core.groups import SpecialOrthogonal
+
+    others = jax.vmap(SpecialOrthogonal(3, "float64").sample)(jax.random.split(key, 2000))
+    assert jnp.linalg.norm(a - q) <= jnp.linalg.norm(a - others, axis=(1, 2)).min()
+
+
+def test_dtype_is_kept():
+    for x in linalg.safe_eigh(jnp.eye(2)):
+        assert x.dtype == jnp.float32
+
+
+def test_errors():
+    for f in (linalg.safe_eigh, linalg.polar):
+        with pytest.raises(ValueError, match="n, n"):
+            f(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="m, n"):
+        linalg.safe_svd(jnp.ones(3))
+    with pytest.raises(ValueError, match="floating"):
+        linalg.safe_eigh(jnp.eye(2, dtype=jnp.int32))
