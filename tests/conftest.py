@@ -10,6 +10,10 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
 import jax
 import pytest
 
+from equivariant_jax.core import backend
+
+# Before the first computation: some jaxlib versions sum wrongly on CPU without it, see equivariant_jax/core/backend.py.
+backend.apply_workarounds()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -3,7 +3,7 @@
 `groups` compose, invert and sample elements; `representations` say how an element acts on an array; `checks` measure
 whether a function respects it. Beside them stands what every room needs: padded graph batches (`graphs`), reductions of
 ragged groups (`segments`), decompositions with safe gradients (`linalg`), matchings (`assignment`), mixed precision
-(`precision`).
+(`precision`), and a sentinel that finds faulty XLA builds (`backend`).
 
 Example:
   >>> import jax
@@ -18,6 +18,7 @@ Example:
 
 from equivariant_jax.core import (
     assignment,
+    backend,
     checks,
     graphs,
     groups,
@@ -45,6 +46,7 @@ __all__ = [
     "assert_one_trace",
     "assert_padding_invariant",
     "assignment",
+    "backend",
     "checks",
     "equivariance_error",
     "graphs",

@@ -28,6 +28,9 @@ def _check_cost(name: str, cost: Array, *, square: bool) -> Array:
 def linear_assignment(cost: Array, *, maximize: bool = False) -> Array:
     """Finds the permutation that minimises the sum of `cost[i, assignment[i]]`.
 
+    Inside `jax.shard_map` pass `check_vma=False`: the carries of optax's loops start as values that do not vary over
+    devices, which the check refuses.
+
     Args:
       cost: square cost matrices `[..., n, n]`, float, finite.
       maximize: static; maximise instead.

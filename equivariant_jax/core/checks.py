@@ -106,7 +106,9 @@ def _relative(a: PyTree, b: PyTree) -> tuple[np.ndarray, list[str]]:
             wide = np.complex128 if np.iscomplexobj(x) else np.float64
             x, y = x.astype(wide), y.astype(wide)
             scale = max(np.abs(y).max(), np.abs(x).max())
-            errors.append(float(np.abs(x - y).max() / scale) if scale > 0 else 0.0)
+            gap = np.abs(x - y).max()
+            # Written so that a NaN or an infinity on either side comes out as NaN, never as "no error".
+            errors.append(0.0 if scale == 0 else float(gap / scale) if np.isfinite(scale) else float("nan"))
         else:
             errors.append(float(np.any(x != y)))
         names.append(_name(path))
@@ -190,7 +192,7 @@ def equivariance_error(
         turned = act_on_inputs(g)
         errors, names = _relative(compiled(*turned), _act(act_out, g, reference))
         i = int(np.argmax(np.where(np.isnan(errors), np.inf, errors))) if len(errors) else 0
-        if len(errors) and (not errors[i] <= worst[0]):
+        if len(errors) and not np.isnan(worst[0]) and not errors[i] <= worst[0]:
             worst = (float(errors[i]), g, names[i])
         moved = max([moved, *_relative(turned, inputs)[0]])
 

@@ -12,6 +12,9 @@ Reference: Godwin et al. 2020, jraph (whose `zero_out_padding` and `get_fully_co
 JAX and are not used here).
 """
 
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+# jraph annotates its fields as jax arrays that may be None; host-side batches are NumPy arrays.
+
 import dataclasses
 from collections.abc import Iterable, Sequence
 

@@ -63,7 +63,7 @@ class Group(Protocol):
         ...
 
     def inverse(self, g: Any) -> Any:
-        """The element with `compose(g, inverse(g)) == identity()`."""
+        """The element that undoes g: their product is the identity."""
         ...
 
     def sample(self, key: PRNGKey) -> Any:
@@ -350,7 +350,7 @@ class GeneralLinear(_MatrixGroup):
         return jnp.linalg.inv(g)
 
     def exp(self, v: Array) -> Array:
-        """Matrix exponential `[n, n]` of algebra coordinates `[n, n]`; not onto: some elements have no real logarithm."""
+        """Matrix exponential `[n, n]` of coordinates `[n, n]`; not onto: some elements have no real logarithm."""
         return jax.scipy.linalg.expm(v)
 
     def _stretch(self, key: PRNGKey) -> Array:
@@ -418,7 +418,7 @@ class Affine:
         return AffineElement(self.linear.identity(), jnp.zeros(self.n, self.dtype))
 
     def compose(self, g: AffineElement, h: AffineElement) -> AffineElement:
-        """x -> g(h(x))."""
+        """The map that applies h, then g."""
         shift = jnp.matmul(g.matrix, h.translation, precision=jax.lax.Precision.HIGHEST)
         return AffineElement(self.linear.compose(g.matrix, h.matrix), shift + g.translation)
 

@@ -170,7 +170,8 @@ def safe_svd(a: Array) -> tuple[Array, Array, Array]:
 
 @jax.custom_jvp
 def _svd(a):
-    return jnp.linalg.svd(a, full_matrices=False)
+    u, s, vt = jnp.linalg.svd(a, full_matrices=False)
+    return u, s, vt
 
 
 @_svd.defjvp

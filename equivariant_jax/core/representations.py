@@ -214,7 +214,7 @@ def _degree_coupling(l: int) -> np.ndarray:
 def wigner_d(matrix: Array, lmax: int) -> tuple[Array, ...]:
     r"""Real Wigner D matrices of a rotation for all degrees up to `lmax`, e3nn's order and axes.
 
-    Built by $D^l = Q_l (D^{l-1} \otimes R) Q_l^T$ from $D^0 = 1$: a polynomial in the entries of R, so that there are no
+    Built by $D^l = Q_l (D^{l-1} \otimes R) Q_l^T$ from $D^0 = 1$: a polynomial in the entries of R, so there are no
     angles, no singular frames, and derivatives of every order. An improper matrix gives natural parity, $(-1)^l$.
 
     Args:

@@ -291,8 +291,8 @@ def segment_std(
     mean = segment_mean(x, segment_ids, num_segments, mask=mask, indices_are_sorted=indices_are_sorted)
     square = (x - mean[segment_ids]) ** 2
     variance = segment_mean(square, segment_ids, num_segments, mask=mask, indices_are_sorted=indices_are_sorted)
-    epsilon = jnp.asarray(epsilon, variance.dtype)
-    return (jnp.sqrt(variance + epsilon) - jnp.sqrt(epsilon)).astype(dtype)
+    floor = jnp.asarray(epsilon, variance.dtype)
+    return (jnp.sqrt(variance + floor) - jnp.sqrt(floor)).astype(dtype)
 
 
 def segment_norm(

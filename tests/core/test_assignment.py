@@ -56,7 +56,7 @@ def test_sinkhorn_mask_scales_the_real_block(key):
     full = assignment.sinkhorn(logits, num_iterations=50, mask=(rows, columns))
     block = assignment.sinkhorn(logits[jnp.ix_(np.flatnonzero(rows), np.flatnonzero(columns))], num_iterations=50)
     np.testing.assert_allclose(full[np.ix_(rows, columns)], block, atol=1e-5)
-    assert float(jnp.abs(jnp.where(rows[:, None] & columns, 0.0, full)).max()) == 0.0
+    assert float(jnp.abs(jnp.where(rows[:, None] & columns[None, :], 0.0, full)).max()) == 0.0
     grad = jax.grad(lambda x: assignment.sinkhorn(x, mask=(rows, columns))[0, 1])(logits)
     assert jnp.isfinite(grad).all()
     assert (np.asarray(grad)[~np.asarray(rows)] == 0).all()

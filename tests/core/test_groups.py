@@ -142,5 +142,5 @@ def test_screw_motion(x64):
     ],
 )
 def test_wrong_input(make):
-    with pytest.raises(ValueError, match="got|closed form"):
+    with pytest.raises(ValueError, match=r"got|closed form"):
         make()

@@ -45,7 +45,9 @@ def test_against_a_loop(name, case):
         got = jax.jit(lambda d, m, op=op: op(d, jnp.asarray(ids), NUM, mask=m))(data, jnp.asarray(m))
         np.testing.assert_allclose(got, loop(data, ids, m, reduce), atol=1e-6)
     order = np.argsort(ids, kind="stable")
-    got = op(jnp.asarray(data[order]), jnp.asarray(ids[order]), NUM, mask=jnp.asarray(mask[order]), indices_are_sorted=True)
+    got = op(
+        jnp.asarray(data[order]), jnp.asarray(ids[order]), NUM, mask=jnp.asarray(mask[order]), indices_are_sorted=True
+    )
     np.testing.assert_allclose(got, loop(data, ids, mask, reduce), atol=1e-6)
 
 
