@@ -11,7 +11,7 @@ from equivariant_jax.core import checks
 
 __all__ = ["CONTRACTS"]
 
-# Two orders of the same float32 sums differ by a few units of rounding for each level of the reduction tree; 256 epsilon
+# Two orders of the same float32 sums differ by a few units of rounding for each level of the tree; 256 epsilon
 # bounds what layers of this library reach, and is a thousand times below any fault that the mutation tests plant.
 ROUNDING = 256
 

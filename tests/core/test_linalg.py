@@ -38,7 +38,7 @@ def test_eigh(key, x64):
         w, v = linalg.safe_eigh(a)
         return jnp.sum(w**3) + jnp.sum(v**4)
 
-    check_grads(f, (a,), 2, rtol=1e-4)
+    check_grads(jax.jit(f), (a,), 2, rtol=1e-4)
     # Well separated spectra: the broadened derivative is the exact one to rounding.
     exact = jax.grad(lambda s: jnp.sum(jnp.linalg.eigh(s)[1] ** 4))(symmetric)
     ours = jax.grad(lambda s: jnp.sum(linalg.safe_eigh(s)[1] ** 4))(symmetric)
@@ -58,7 +58,7 @@ def test_svd(shape, key, x64):
         u, s, vt = linalg.safe_svd(a)
         return jnp.sum(s**3) + jnp.sum(u**4) + jnp.sum(vt**4)
 
-    check_grads(f, (a,), 2, rtol=1e-4)
+    check_grads(jax.jit(f), (a,), 2, rtol=1e-4)
     assert finite(f, jnp.eye(*shape))
     assert finite(f, jnp.zeros(shape))
 
@@ -79,7 +79,7 @@ def test_polar(special, key, x64):
         q, p = linalg.polar(a, special=special)
         return jnp.sum(q**3) + jnp.sum(p**3)
 
-    check_grads(f, (a,), 2, rtol=1e-4)
+    check_grads(jax.jit(f), (a,), 2, rtol=1e-4)
     assert finite(f, jnp.zeros((3, 3)))
     # Equal singular values are no singularity: the exact derivative at the identity is the skew part.
     slope = jax.jacfwd(lambda a: linalg.polar(a, special=special)[0])(jnp.eye(3))
