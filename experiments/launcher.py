@@ -54,19 +54,17 @@ class Options:
     """Options of the launcher, beside those of the experiment.
 
     Attributes:
-      seeds: one run for each; replaces the seed of the configuration.
+      seeds: one run for each; default: the seed of the configuration.
       variants: which variants to run: names, or `all`; the default is the experiment's first.
       workdir: folder for logs, plots, checkpoints; a subfolder for each variant and seed.
-      resume: continue from the newest checkpoints in `workdir`.
       save: also write the result to `experiments/results`, from which README is made.
       tag: replaces the preset's name in the file name of the result.
       ignore_backend_faults: run although the backend computes wrong numbers.
     """
 
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = ()
     variants: tuple[str, ...] = ()
     workdir: Path = Path("runs")
-    resume: bool = False
     save: bool = False
     tag: str = ""
     ignore_backend_faults: bool = False
@@ -158,20 +156,17 @@ def _benchmark(module: ModuleType, config: Any) -> dict[str, Any]:
 def _experiment(name: str, preset: str, module: ModuleType, options: Options, config: Any) -> dict[str, Any]:
     variants = _chosen(module, options.variants)
     folder = options.workdir / f"{name}.{options.tag or preset}"
-    metrics, seconds = {}, {}
+    metrics, seconds, seeds = {}, {}, options.seeds or (config.seed,)
     for variant, overrides in variants.items():
         runs = []
         start = time.perf_counter()
-        for seed in options.seeds:
-            changes = {**overrides, "seed": seed}
-            if any(f.name == "resume" for f in dataclasses.fields(config)):
-                changes["resume"] = options.resume
+        for seed in seeds:
             print(f"== {name} {preset}: variant {variant}, seed {seed}", flush=True)
             workdir = folder / variant / f"seed{seed}"
             workdir.mkdir(parents=True, exist_ok=True)
-            runs.append(module.run(dataclasses.replace(config, **changes), workdir))
+            runs.append(module.run(dataclasses.replace(config, **{**overrides, "seed": seed}), workdir))
         metrics[variant] = results.summarise(runs)
-        seconds[variant] = (time.perf_counter() - start) / len(options.seeds)
+        seconds[variant] = (time.perf_counter() - start) / len(seeds)
     claims = results.check_claims(module.claims(metrics)) if hasattr(module, "claims") else []
     for variant, table in metrics.items():
         for metric, value in table.items():
@@ -179,7 +174,7 @@ def _experiment(name: str, preset: str, module: ModuleType, options: Options, co
             print(f"{variant:>12s}  {metric:<32s} {value['mean']:.5g}{spread}")
     return {
         "variants": variants,
-        "seeds": options.seeds,
+        "seeds": seeds,
         "metrics": metrics,
         "seconds_per_run": seconds,
         "claims": claims,

@@ -139,7 +139,8 @@ def safe_eigh(a: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _eigh(a):
-    return jnp.linalg.eigh(0.5 * (a + _transpose(a)), symmetrize_input=False)
+    w, v = jnp.linalg.eigh(0.5 * (a + _transpose(a)), symmetrize_input=False)
+    return w, v
 
 
 @_eigh.defjvp

@@ -88,7 +88,9 @@ def test_runs_seeds_and_variants(stand_in, tmp_path, monkeypatch):
 def test_default_is_one_variant_one_seed_and_no_saved_result(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     assert launcher.main(["room.toy", "--workdir", str(tmp_path)]) == 0
-    assert len(stand_in.calls) == 1
+    assert [c.seed for c, _ in stand_in.calls] == [0]
+    assert launcher.main(["room.toy", "--workdir", str(tmp_path), "--seed", "5", "--wide"]) == 0
+    assert (stand_in.calls[-1][0].seed, stand_in.calls[-1][0].wide) == (5, True)
     assert not (tmp_path / "results").exists()
     assert (tmp_path / "room.toy.ci" / "result.json").exists()
 
