@@ -16,6 +16,7 @@ JAX and are not used here).
 # jraph annotates its fields as jax arrays that may be None; host-side batches are NumPy arrays.
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -148,17 +149,19 @@ def pack(n_node: Sequence[int], n_edge: Sequence[int], budget: GraphBudget) -> l
                 f"graph {i} has {v} nodes and {e} edges and does not fit {budget} (one node and one graph are kept for "
                 "padding); plan the budget from all graphs of the data set or make it larger."
             )
-    window, queue, batches = 64, list(range(len(n_node))), []
-    while queue:
-        chosen: list[int] = []
+    window, rest, batches = 64, iter(range(len(n_node))), []
+    waiting = list(itertools.islice(rest, window))
+    while waiting:
+        chosen, passed_over = [], []
         v = e = 0
-        for i in queue[:window]:
+        for i in waiting:
             if budget.fits(v + n_node[i], e + n_edge[i], len(chosen) + 1):
                 chosen.append(i)
                 v, e = v + n_node[i], e + n_edge[i]
-        taken = set(chosen)
-        queue = [i for i in queue[:window] if i not in taken] + queue[window:]
+            else:
+                passed_over.append(i)
         batches.append(chosen)
+        waiting = passed_over + list(itertools.islice(rest, window - len(passed_over)))
     return batches
 
 

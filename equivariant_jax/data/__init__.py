@@ -1,0 +1,94 @@
+"""Data: reading, checking, batching; deterministic, resumable, and honest about what is missing or malformed.
+
+Symmetry enters by what is kept: positions, lattice vectors, forces and stresses are stored as vectors and tensors with
+their units, and neighbour lists and graphs commute with rotations, translations and relabelling of atoms (tested).
+
+| module | what |
+|---|---|
+| `sources` | the protocol of a data set (`len`, `[i]`), arrays as one, where sets lie, what to do when one is missing |
+| `pipeline`, `packing` | shuffled, sharded by process, read ahead, exactly resumable batches of examples or graphs |
+| `structures`, `neighbours`, `conversion` | atoms with labels; periodic neighbour lists and graphs; to and from ASE |
+| `extxyz`, `arrays`, `images` | strict readers of extended XYZ, npz, IDX: a sound result or a `ValueError` by field |
+| `molecules` | the embedded set of 2-aminoethanol, and published sets under `EQUIVARIANT_JAX_DATA` |
+
+Nothing downloads. Readers need nothing but NumPy; `grain`, `tensorflow_datasets` and `ase` are imported when used.
+
+Example:
+  >>> from equivariant_jax import core, data
+  >>> frames = data.aminoethanol("validation_300K")
+  >>> graphs = [data.to_graph(frame, cutoff=4.0, species=(1, 6, 7, 8)) for frame in frames]
+  >>> sizes = data.graph_sizes(graphs)
+  >>> budget = core.graphs.plan_budget(*sizes, batch_size=8)
+  >>> batches = data.graph_pipeline(graphs, budget, seed=0, sizes=sizes)
+  >>> next(batches).nodes["positions"].shape == (budget.n_node, 3)
+  True
+"""
+
+from equivariant_jax.data import (
+    arrays,
+    conversion,
+    extxyz,
+    images,
+    molecules,
+    neighbours,
+    packing,
+    pipeline,
+    sources,
+    structures,
+)
+from equivariant_jax.data.arrays import read_npz
+from equivariant_jax.data.conversion import from_ase, to_ase
+from equivariant_jax.data.extxyz import read_extxyz, write_extxyz
+from equivariant_jax.data.images import mnist, read_idx
+from equivariant_jax.data.molecules import aminoethanol, aminoethanol_metadata, published_molecules
+from equivariant_jax.data.neighbours import NeighbourList, neighbour_list, to_graph
+from equivariant_jax.data.packing import GraphPipeline, graph_pipeline, graph_sizes
+from equivariant_jax.data.pipeline import Pipeline, make_pipeline
+from equivariant_jax.data.sources import (
+    ArraySource,
+    MissingDataError,
+    RandomAccessSource,
+    data_directory,
+    find_data_file,
+    tfds_source,
+)
+from equivariant_jax.data.structures import AtomicStructure, isolated_atom_energies
+
+__all__ = [
+    "ArraySource",
+    "AtomicStructure",
+    "GraphPipeline",
+    "MissingDataError",
+    "NeighbourList",
+    "Pipeline",
+    "RandomAccessSource",
+    "aminoethanol",
+    "aminoethanol_metadata",
+    "arrays",
+    "conversion",
+    "data_directory",
+    "extxyz",
+    "find_data_file",
+    "from_ase",
+    "graph_pipeline",
+    "graph_sizes",
+    "images",
+    "isolated_atom_energies",
+    "make_pipeline",
+    "mnist",
+    "molecules",
+    "neighbour_list",
+    "neighbours",
+    "packing",
+    "pipeline",
+    "published_molecules",
+    "read_extxyz",
+    "read_idx",
+    "read_npz",
+    "sources",
+    "structures",
+    "tfds_source",
+    "to_ase",
+    "to_graph",
+    "write_extxyz",
+]
