@@ -1,0 +1,87 @@
+"""Rotations, reflections and translations of three-dimensional space, in the basis of spherical harmonics.
+
+Features are coefficients of functions on the sphere, `[..., (lmax + 1)**2]` in e3nn's order; a rotation acts on each
+degree by its Wigner matrix. Everything here commutes with the whole group O(3), and potentials with E(3) and with
+relabelling of atoms.
+
+- `harmonics`, `irreps`: real spherical harmonics of any degree, index tables, linear maps per degree.
+- `quadrature`: exact rules on the sphere, and the maps between coefficients and grid values.
+- `gaunt`: Gaunt tensor products (products of functions on the sphere) and many-body powers.
+- `radial`, `neighbours`, `convolution`: radial functions, neighbour tables, convolutions over neighbours.
+- `interatomic`: a MACE-like interatomic potential on Gaunt products; energies, exact forces, stress.
+- `pair_potential`: a linear pair potential by ridge regression, the baseline.
+- `dynamics`: potentials as ASE calculators (molecular dynamics, relaxation).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from equivariant_jax import euclidean
+    >>> y = euclidean.spherical_harmonics(jnp.array([0.0, 0.0, 1.0]), lmax=2)
+    >>> euclidean.gaunt_tensor_product(y, y, lmax_out=4).shape
+    (25,)
+"""
+
+from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convolution_slots, gaunt_table
+from equivariant_jax.euclidean.dynamics import potential_calculator
+from equivariant_jax.euclidean.gaunt import gaunt_polynomial, gaunt_power, gaunt_tensor_product
+from equivariant_jax.euclidean.harmonics import sphere_table, spherical_harmonics
+from equivariant_jax.euclidean.interatomic import (
+    InteratomicPotential,
+    PotentialConfig,
+    PotentialOutput,
+    atomic_energies,
+    energy_and_forces,
+    potential_apply,
+    potential_init,
+)
+from equivariant_jax.euclidean.irreps import (
+    degree_index,
+    degree_linear,
+    degree_slices,
+    expand_degrees,
+    lmax_of,
+    num_coefficients,
+)
+from equivariant_jax.euclidean.neighbours import NeighbourSlots, neighbour_slots
+from equivariant_jax.euclidean.pair_potential import PairPotential, fit_pair_potential, pair_features
+from equivariant_jax.euclidean.quadrature import (
+    SphereQuadrature,
+    from_sphere_grid,
+    sphere_quadrature,
+    to_sphere_grid,
+)
+from equivariant_jax.euclidean.radial import bessel_basis, polynomial_cutoff
+
+__all__ = [
+    "InteratomicPotential",
+    "NeighbourSlots",
+    "PairPotential",
+    "PotentialConfig",
+    "PotentialOutput",
+    "SphereQuadrature",
+    "atomic_energies",
+    "bessel_basis",
+    "degree_index",
+    "degree_linear",
+    "degree_slices",
+    "energy_and_forces",
+    "expand_degrees",
+    "fit_pair_potential",
+    "from_sphere_grid",
+    "gaunt_convolution",
+    "gaunt_convolution_slots",
+    "gaunt_polynomial",
+    "gaunt_power",
+    "gaunt_table",
+    "gaunt_tensor_product",
+    "lmax_of",
+    "neighbour_slots",
+    "num_coefficients",
+    "pair_features",
+    "polynomial_cutoff",
+    "potential_apply",
+    "potential_calculator",
+    "potential_init",
+    "sphere_quadrature",
+    "sphere_table",
+    "spherical_harmonics",
+    "to_sphere_grid",
+]

@@ -1,0 +1,214 @@
+r"""Quadrature on the sphere, and the maps between coefficients and grid values.
+
+A feature `x` with `(lmax + 1)**2` coefficients is the function `f(Om) = sum_k x_k Y_k(Om)` in the orthonormal basis. A
+rule of degree `d` integrates products of total degree `d` exactly, so pointwise products on its grid, projected back,
+are exact polynomial algebra on the sphere.
+
+All rules here are stored in antipodal pairs where the rule is symmetric under inversion: point `g + G/2` is minus point
+`g`. Even and odd degrees then need only half the grid each, which halves both transforms.
+
+Laws: `from_sphere_grid(to_sphere_grid(x)) == x` for a rule of degree `2 lmax`; a rotation of `x` is a rotation of `f`.
+
+References: Lebedev and Laikov 1999 (through `scipy.integrate.lebedev_rule`); Luo et al. 2024, arXiv:2401.10216.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from equivariant_jax.core.typing import Array
+from equivariant_jax.euclidean.harmonics import sphere_table
+from equivariant_jax.euclidean.irreps import degree_index, lmax_of
+
+__all__ = ["QuadratureKind", "SphereQuadrature", "from_sphere_grid", "sphere_quadrature", "to_sphere_grid"]
+
+QuadratureKind = Literal["lebedev", "gauss"]
+
+# Degrees with a Lebedev rule of positive weights (13, 25 and 27 exist but have negative ones).
+_LEBEDEV = (*range(3, 12, 2), *range(15, 24, 2), 29, 31, *range(35, 132, 6))
+
+
+class SphereQuadrature(NamedTuple):
+    """A quadrature rule on the unit sphere, in NumPy float64.
+
+    Attributes:
+      points: unit vectors, shape `[G, 3]` in the order x, y, z.
+      weights: positive weights that sum to `4 pi`, shape `[G]`.
+      degree: total polynomial degree that the rule integrates exactly; at least the degree asked for.
+      antipodal: True where point `g + G/2` is minus point `g`, with the same weight.
+    """
+
+    points: np.ndarray
+    weights: np.ndarray
+    degree: int
+    antipodal: bool
+
+
+def _antipodal_order(points: np.ndarray) -> np.ndarray:
+    # Indices that list one point of each pair first, then the antipodes in the same order.
+    rounded = np.round(points, 9) + 0.0
+    where = {tuple(point): index for index, point in enumerate(rounded)}
+    first = [i for i, point in enumerate(rounded) if tuple(point) > tuple(-point + 0.0)]
+    return np.array(first + [where[tuple(-rounded[i] + 0.0)] for i in first])
+
+
+@functools.cache
+def sphere_quadrature(degree: int, kind: QuadratureKind = "lebedev") -> SphereQuadrature:
+    """Builds a rule that integrates every polynomial of total degree `degree` over the unit sphere.
+
+    Args:
+      degree: total degree to integrate exactly, 0 or more (at most 131 for "lebedev").
+      kind: "lebedev" (about `(degree + 1)**2 / 3` points, positive weights) or "gauss" (Gauss-Legendre in the polar
+        axis y times equispaced azimuths, `ceil((degree + 1) / 2) * (degree + 1)` points, any degree).
+
+    Returns:
+      `SphereQuadrature`.
+
+    Raises:
+      ValueError: if the degree or the kind is not available.
+
+    Example:
+      >>> sphere_quadrature(12).weights.size, sphere_quadrature(12, "gauss").weights.size
+      (86, 91)
+    """
+    if degree < 0:
+        raise ValueError(f"degree must be 0 or more, got {degree}.")
+    if kind == "gauss":
+        nodes, weights = np.polynomial.legendre.leggauss(degree // 2 + 1)
+        azimuth = 2 * np.pi * np.arange(degree + 1) / (degree + 1)
+        sine = np.sqrt(1 - nodes * nodes)[:, None]
+        points = [sine * np.sin(azimuth), np.repeat(nodes[:, None], degree + 1, 1), sine * np.cos(azimuth)]
+        weights = np.repeat(weights * 2 * np.pi / (degree + 1), degree + 1)
+        return SphereQuadrature(np.stack(points, axis=-1).reshape(-1, 3), weights, degree, False)
+    if kind != "lebedev":
+        raise ValueError(f'kind must be "lebedev" or "gauss", got {kind!r}.')
+    if degree > _LEBEDEV[-1]:
+        raise ValueError(f'Lebedev rules reach degree {_LEBEDEV[-1]}, got {degree}; use kind="gauss".')
+    if degree <= 1:
+        return SphereQuadrature(np.array([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]), np.full(2, 2 * np.pi), 1, True)
+    from scipy.integrate import lebedev_rule
+
+    found = next(d for d in _LEBEDEV if d >= degree)
+    points, weights = lebedev_rule(found)
+    order = _antipodal_order(points.T)
+    return SphereQuadrature(points.T[order], weights[order], found, True)
+
+
+@functools.cache
+def _transforms(lmax: int, degree: int, kind: QuadratureKind) -> tuple[np.ndarray, np.ndarray, bool]:
+    # (values [N, G], projection [G, N], antipodal); only the first half of the grid where it is antipodal.
+    rule = sphere_quadrature(degree, kind)
+    table = sphere_table(rule.points, lmax)
+    projection = table * rule.weights[:, None]
+    if rule.antipodal:
+        half = rule.weights.size // 2
+        table, projection = table[:half], projection[:half]
+    return table.T, projection, rule.antipodal
+
+
+@functools.cache
+def _parity_order(lmax: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # Coefficients of even degree, of odd degree, and the permutation that undoes (even, odd).
+    degrees = degree_index(lmax)
+    even, odd = np.flatnonzero(degrees % 2 == 0), np.flatnonzero(degrees % 2 == 1)
+    return even, odd, np.argsort(np.concatenate([even, odd]))
+
+
+def _contract(x: Array, matrix: np.ndarray, axis: int, precision) -> Array:
+    # Contracts one axis of x with the first axis of a constant matrix; the new axis takes its place.
+    matrix = matrix.astype(x.dtype)
+    if axis == -1:
+        return jnp.matmul(x, matrix, precision=precision)
+    return jnp.einsum("kg,k...->g...", matrix, x, precision=precision)
+
+
+def _check_axis(axis: int) -> None:
+    if axis not in (-1, 0):
+        raise ValueError(f"axis must be -1 (coefficients last) or 0 (coefficients first), got {axis}.")
+
+
+def to_sphere_grid(
+    x: Array, degree: int, *, axis: int = -1, kind: QuadratureKind = "lebedev", precision=lax.Precision.HIGHEST
+) -> Array:
+    """Evaluates coefficients on the grid of `sphere_quadrature(degree, kind)`.
+
+    Args:
+      x: coefficients in the orthonormal basis, `(lmax + 1)**2` of them on `axis`, float.
+      degree: static; degree of the rule, the sum of the degrees of everything that is multiplied before projection.
+      axis: static; -1 for `[..., coefficients]`, 0 for `[coefficients, ...]` (one matrix product
+        without a transpose: faster on CPU when lmax is small).
+      kind: static; "lebedev" or "gauss".
+      precision: static; precision of the matrix product.
+
+    Returns:
+      Values with `G` points on `axis`, in the order of `sphere_quadrature(degree, kind).points`, dtype of `x`.
+
+    Raises:
+      ValueError: if the axis is not a coefficient axis.
+
+    Example:
+      >>> to_sphere_grid(jnp.array([1.0, 0.0, 0.0, 0.0]), 2)[0].round(4).item()
+      0.2820999860763550
+    """
+    _check_axis(axis)
+    lmax = lmax_of(x.shape[axis])
+    values, _, antipodal = _transforms(lmax, degree, kind)
+    if not antipodal:
+        return _contract(x, values, axis, precision)
+    even, odd, _ = _parity_order(lmax)
+    symmetric = _contract(jnp.take(x, even, axis=axis), values[even], axis, precision)
+    if lmax == 0:
+        return jnp.concatenate([symmetric, symmetric], axis=axis)
+    antisymmetric = _contract(jnp.take(x, odd, axis=axis), values[odd], axis, precision)
+    return jnp.concatenate([symmetric + antisymmetric, symmetric - antisymmetric], axis=axis)
+
+
+def from_sphere_grid(
+    values: Array,
+    lmax: int,
+    degree: int,
+    *,
+    axis: int = -1,
+    kind: QuadratureKind = "lebedev",
+    precision=lax.Precision.HIGHEST,
+) -> Array:
+    """Projects grid values on the harmonics of degree at most `lmax`, `z_k = sum_g w_g f_g Y_k(Om_g)`.
+
+    Args:
+      values: values on the grid of `sphere_quadrature(degree, kind)` on `axis`, float.
+      lmax: static; largest degree kept.
+      degree: static; degree of the rule. Exact if `values` is a polynomial of degree `degree - lmax` or less.
+      axis: static; -1 for `[..., G]`, 0 for `[G, ...]`.
+      kind: static; "lebedev" or "gauss".
+      precision: static; precision of the matrix product.
+
+    Returns:
+      Coefficients in the orthonormal basis, `(lmax + 1)**2` of them on `axis`, dtype of `values`.
+
+    Raises:
+      ValueError: if the axis does not have the rule's number of points.
+
+    Example:
+      >>> from_sphere_grid(jnp.ones(6), 1, 3).round(4).tolist()
+      [3.5448999404907227, 0.0, 0.0, 0.0]
+    """
+    _check_axis(axis)
+    size = sphere_quadrature(degree, kind).weights.size
+    if values.shape[axis] != size:
+        raise ValueError(
+            f"from_sphere_grid got {values.shape[axis]} values on axis {axis}; the {kind} rule of degree {degree} has "
+            f"{size} points. Use the degree and kind that to_sphere_grid was called with."
+        )
+    _, projection, antipodal = _transforms(lmax, degree, kind)
+    if not antipodal:
+        return _contract(values, projection, axis, precision)
+    even, odd, order = _parity_order(lmax)
+    near, far = jnp.split(values, 2, axis=axis)
+    symmetric = _contract(near + far, projection[:, even], axis, precision)
+    if lmax == 0:
+        return symmetric
+    antisymmetric = _contract(near - far, projection[:, odd], axis, precision)
+    return jnp.take(jnp.concatenate([symmetric, antisymmetric], axis=axis), order, axis=axis)

@@ -1,0 +1,13 @@
+"""Symmetry-blind building blocks: what networks of every room are made of, with no group in sight.
+
+- `mlp`: multi-layer perceptrons (`mlp_init`, `mlp_apply`, the Linen module `MLP`) with variance-keeping SiLU.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from equivariant_jax import nn
+    >>> nn.mlp_apply(nn.mlp_init(jax.random.key(0), (3, 16, 2)), jnp.ones((4, 3))).shape
+    (4, 2)
+"""
+
+from equivariant_jax.nn.mlp import MLP, mlp_apply, mlp_init, unit_silu
+
+__all__ = ["MLP", "mlp_apply", "mlp_init", "unit_silu"]

@@ -1,0 +1,191 @@
+"""Gaunt products against Clebsch-Gordan sums, closed forms, and the group."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from equivariant_jax.core.representations import wigner_d
+from equivariant_jax.euclidean.gaunt import gaunt_polynomial, gaunt_power, gaunt_tensor_product
+from equivariant_jax.euclidean.irreps import expand_degrees
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+@functools.cache
+def threej_squared(a, b, c):
+    """3j(a b c; 0 0 0)^2 = 1/2 int P_a P_b P_c."""
+    x, w = np.polynomial.legendre.leggauss(20)
+    p = [np.polynomial.legendre.Legendre.basis(l)(x) for l in (a, b, c)]
+    return max(0.5 * np.sum(w * p[0] * p[1] * p[2]), 0.0)
+
+
+def clebsch_gordan_sum(x, y, lmax_out, factor):
+    """sum over paths of factor * [x (x) y], with unit Clebsch-Gordan blocks of e3nn."""
+    import e3nn_jax as e3nn
+
+    l1, l2 = int(np.sqrt(x.shape[-1])) - 1, int(np.sqrt(y.shape[-1])) - 1
+    out = np.zeros((*x.shape[:-1], (lmax_out + 1) ** 2))
+    for a in range(l1 + 1):
+        for b in range(l2 + 1):
+            for c in range(abs(a - b), min(a + b, lmax_out) + 1):
+                if (a + b + c) % 2 == 0:
+                    cg = np.asarray(e3nn.clebsch_gordan(a, b, c))
+                    cg = cg / np.linalg.norm(cg)
+                    block = np.einsum(
+                        "...i,...j,ijk->...k", x[..., a * a : (a + 1) ** 2], y[..., b * b : (b + 1) ** 2], cg
+                    )
+                    out[..., c * c : (c + 1) ** 2] += factor(a, b, c) * block
+    return out
+
+
+def gaunt_factor(a, b, c):
+    return np.sqrt((2 * a + 1) * (2 * b + 1) * (2 * c + 1) / (4 * np.pi) * threej_squared(a, b, c))
+
+
+@pytest.mark.parametrize("kind", ["lebedev", "gauss"])
+@pytest.mark.parametrize(
+    ("l1", "l2", "l3"), [(0, 0, 0), (1, 1, 2), (2, 3, 1), (3, 3, 6), (4, 4, 4), (4, 4, 8), (1, 2, 5)]
+)
+def test_equals_the_clebsch_gordan_sum(x64, kind, l1, l2, l3):
+    x, y = normal(0, 5, (l1 + 1) ** 2), normal(1, 5, (l2 + 1) ** 2)
+    expected = clebsch_gordan_sum(np.asarray(x), np.asarray(y), l3, gaunt_factor)
+    z = gaunt_tensor_product(x, y, lmax_out=l3, kind=kind)
+    assert np.abs(z - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+def test_norm_normalization_has_threej_as_path_factor(x64):
+    x, y = normal(0, 5, 9), normal(1, 5, 16)
+    expected = clebsch_gordan_sum(np.asarray(x), np.asarray(y), 4, lambda *l: np.sqrt(threej_squared(*l)))
+    z = gaunt_tensor_product(x, y, lmax_out=4, normalization="norm")
+    np.testing.assert_allclose(z, expected, atol=1e-12)
+
+
+def test_component_normalization_gives_unit_variance(x64):
+    samples = 20_000
+    x, y = normal(0, samples, 9), normal(1, samples, 16)
+    variance = jnp.var(gaunt_tensor_product(x, y, normalization="component"), axis=0)
+    # 36 coefficients, each a mean of products of normals (kurtosis below 20): five standard deviations.
+    np.testing.assert_allclose(variance, 1.0, atol=5 * np.sqrt(20 / samples))
+
+
+@pytest.mark.parametrize("parities", [(1, 1), (-1, 1), (-1, -1)])
+def test_equivariance_under_rotations_and_inversion(x64, key, parities):
+    def act(matrix, v, parity):
+        lmax = int(np.sqrt(v.shape[-1])) - 1
+        sign = jnp.linalg.det(matrix) if parity < 0 else 1.0
+        return sign * (v @ jax.scipy.linalg.block_diag(*wigner_d(matrix, lmax)).T)
+
+    x, y = normal(2, 4, 16), normal(3, 4, 9)
+    z = gaunt_tensor_product(x, y)
+    for seed, flip in ((0, 1), (1, 1), (2, -1)):
+        matrix = jnp.linalg.qr(jax.random.normal(jax.random.fold_in(key, seed), (3, 3), "float64"))[0]
+        matrix = matrix * jnp.linalg.det(matrix) * flip
+        moved = gaunt_tensor_product(act(matrix, x, parities[0]), act(matrix, y, parities[1]))
+        expected = act(matrix, z, parities[0] * parities[1])
+        np.testing.assert_allclose(moved, expected, atol=1e-12)
+        assert np.abs(expected - z).max() > 0.1
+
+
+def test_a_rule_one_degree_short_breaks_the_symmetry(x64, key):
+    # What the equivariance test must be able to see: the same product on too coarse a grid.
+    from equivariant_jax.euclidean.quadrature import from_sphere_grid, to_sphere_grid
+
+    def short(x, y):
+        degree = 5  # 3 + 3 + 3 is needed
+        return from_sphere_grid(to_sphere_grid(x, degree) * to_sphere_grid(y, degree), 3, degree)
+
+    rotation = jnp.linalg.qr(jax.random.normal(key, (3, 3), "float64"))[0]
+    rotation = rotation * jnp.linalg.det(rotation)
+    blocks = jax.scipy.linalg.block_diag(*wigner_d(rotation, 3))
+    x, y = normal(2, 4, 16), normal(3, 4, 16)
+    assert np.abs(short(x @ blocks.T, y @ blocks.T) - short(x, y) @ blocks.T).max() > 0.05
+
+
+def test_closed_forms(x64):
+    y00 = np.sqrt(1 / (4 * np.pi))
+    x, a, b = normal(0, 16), normal(1, 3), normal(2, 3)
+    constant = gaunt_tensor_product(jnp.array([2.0]), x)
+    np.testing.assert_allclose(constant, 2 * y00 * x, atol=1e-14)
+    vectors = gaunt_tensor_product(jnp.concatenate([jnp.zeros(1), a]), jnp.concatenate([jnp.zeros(1), b]))
+    np.testing.assert_allclose(vectors[0], y00 * (a @ b), atol=1e-14)
+    np.testing.assert_allclose(vectors[1:4], 0.0, atol=1e-14)
+    # The integral of a product of two fields is the dot product of their coefficients.
+    np.testing.assert_allclose(gaunt_tensor_product(x, x, lmax_out=0)[0], y00 * (x @ x), atol=1e-13)
+
+
+def test_symmetric_in_its_three_arguments(x64):
+    x, y, z = normal(0, 9), normal(1, 9), normal(2, 9)
+    one = gaunt_tensor_product(x, y, lmax_out=2) @ z
+    np.testing.assert_allclose(gaunt_tensor_product(x, z, lmax_out=2) @ y, one, atol=1e-13)
+    np.testing.assert_allclose(gaunt_tensor_product(y, x, lmax_out=2) @ z, one, atol=1e-13)
+
+
+def test_weights_per_degree_scale_inputs_and_output(x64):
+    x, y = normal(0, 2, 3, 9), normal(1, 16)
+    wx, wy, wz = normal(2, 3, 3), normal(3, 4), normal(4, 2, 3, 5)
+    z = gaunt_tensor_product(x, y, lmax_out=4, x_weights=wx, y_weights=wy, out_weights=wz)
+    plain = gaunt_tensor_product(x * expand_degrees(wx)[None], y * expand_degrees(wy), lmax_out=4)
+    np.testing.assert_allclose(z, plain * expand_degrees(wz), atol=1e-13)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_power_is_a_chain_of_products(x64, order):
+    x = normal(0, 3, 9)
+    chain = x
+    for _ in range(order - 1):
+        chain = gaunt_tensor_product(chain, x)
+    np.testing.assert_allclose(gaunt_power(x, order), chain[:, :9], atol=1e-12)
+    np.testing.assert_allclose(gaunt_power(x.T, order, axis=0), chain[:, :9].T, atol=1e-12)
+
+
+def test_polynomial_is_the_weighted_sum_of_powers(x64):
+    x, weights = normal(0, 5, 9, 4), normal(1, 5, 3, 2, 4)
+    out = gaunt_polynomial(x, weights, lmax_out=1)
+    c = np.sqrt(4 * np.pi) / 3
+    expected = 0.0
+    for nu in (1, 2, 3):
+        power = jnp.swapaxes(gaunt_power(jnp.swapaxes(x, -1, -2), nu, lmax_out=1), -1, -2)
+        expected = expected + expand_degrees(weights[:, nu - 1], axis=-2) * power * c ** (nu - 1)
+    np.testing.assert_allclose(out, expected, atol=1e-12)
+
+
+def test_float32_stays_float32_and_accurate(x64):
+    x, y = normal(0, 50, 81), normal(1, 50, 81)
+    exact = gaunt_tensor_product(x, y)
+    single = gaunt_tensor_product(x.astype("float32"), y.astype("float32"))
+    assert single.dtype == jnp.float32
+    error = single.astype("float64") - exact
+    assert jnp.sqrt(jnp.mean(error**2) / jnp.mean(exact**2)) < 1e-6
+
+
+def test_second_derivatives_exist_in_every_mode(x64):
+    x, y = normal(0, 9), normal(1, 9)
+
+    def energy(x):
+        return jnp.sum(jnp.sin(gaunt_tensor_product(x, gaunt_tensor_product(x, y, lmax_out=2))))
+
+    hessian = jax.hessian(energy)(x)
+    assert np.abs(hessian - hessian.T).max() <= 1e-12 * np.abs(hessian).max()
+    np.testing.assert_allclose(jax.jacrev(jax.grad(energy))(x), hessian, atol=1e-12)
+    jax.vmap(jax.grad(energy))(jnp.stack([x, y]))
+
+
+def test_bad_input_is_named():
+    x = jnp.ones(4)
+    with pytest.raises(ValueError, match="5"):
+        gaunt_tensor_product(jnp.ones(5), x)
+    with pytest.raises(ValueError, match="fourier"):
+        gaunt_tensor_product(x, x, method="fourier")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unit"):
+        gaunt_tensor_product(x, x, normalization="unit")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="y_weights"):
+        gaunt_tensor_product(x, x, y_weights=jnp.ones(3))
+    with pytest.raises(ValueError, match="order"):
+        gaunt_power(x, 0)
+    with pytest.raises(ValueError, match="gaunt_polynomial"):
+        gaunt_polynomial(jnp.ones((9, 2)), jnp.ones((3, 2, 2)), lmax_out=2)
