@@ -265,7 +265,14 @@ def _count_real_graphs(n_node) -> Array:
 
 
 def graph_mask(graph: jraph.GraphsTuple) -> Array:
-    """Marks real graphs of a padded batch: bool `[n_graph]`, True = real."""
+    """Marks real graphs of a padded batch.
+
+    Args:
+      graph: padded batch.
+
+    Returns:
+      True = real, bool `[n_graph]`.
+    """
     return jnp.arange(graph.n_node.shape[0]) < _count_real_graphs(graph.n_node)
 
 
@@ -276,7 +283,13 @@ def _item_mask(counts, real: Array, size: int) -> Array:
 
 
 def node_mask(graph: jraph.GraphsTuple) -> Array:
-    """Marks real nodes of a padded batch: bool `[n_node]`, True = real.
+    """Marks real nodes of a padded batch.
+
+    Args:
+      graph: padded batch.
+
+    Returns:
+      True = real, bool `[n_node]`.
 
     Raises:
       ValueError: if the graph has no node features, since the number of nodes is then unknown under `jit`.
@@ -285,7 +298,14 @@ def node_mask(graph: jraph.GraphsTuple) -> Array:
 
 
 def edge_mask(graph: jraph.GraphsTuple) -> Array:
-    """Marks real edges of a padded batch: bool `[n_edge]`, True = real."""
+    """Marks real edges of a padded batch.
+
+    Args:
+      graph: padded batch.
+
+    Returns:
+      True = real, bool `[n_edge]`.
+    """
     return _item_mask(graph.n_edge, _count_real_graphs(graph.n_node), graph.senders.shape[0])
 
 
@@ -297,7 +317,13 @@ def _num_nodes(graph: jraph.GraphsTuple) -> int:
 
 
 def node_graph_index(graph: jraph.GraphsTuple) -> Array:
-    """For each node the index of its graph: int32 `[n_node]`, sorted, so that read-outs can say so.
+    """Gives for each node the index of its graph.
+
+    Args:
+      graph: padded batch.
+
+    Returns:
+      Index, int32 `[n_node]`, not decreasing, so that read-outs can promise sorted segments.
 
     Raises:
       ValueError: if the graph has no node features.

@@ -117,6 +117,9 @@ def aminoethanol(split: str) -> list[AtomicStructure]:
 def aminoethanol_metadata() -> dict[str, Any]:
     """Level of theory, versions, seeds, units and sampling of the embedded set, as its script recorded them.
 
+    Returns:
+      JSON-like dict.
+
     Example:
       >>> aminoethanol_metadata()["method"]
       'GFN2-xTB'

@@ -197,7 +197,16 @@ def _loader(load: Callable[[Any], Any]) -> Callable[[tuple[int, int, Any] | None
 
 
 def epoch_order(length: int, *, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
-    """The order in which an epoch visits `length` examples: a permutation, int64 `[length]`, pure in its arguments.
+    """The order in which an epoch visits the examples, a pure function of its arguments.
+
+    Args:
+      length: number of examples.
+      seed: seed of the pipeline.
+      epoch: number of the epoch.
+      shuffle: False keeps the order of the source.
+
+    Returns:
+      A permutation, int64 `[length]`.
 
     Example:
       >>> epoch_order(5, seed=0, epoch=1).tolist() == epoch_order(5, seed=0, epoch=2).tolist()
@@ -225,6 +234,13 @@ def checked_seed(seed: int) -> int:
 
 def process_position(process_index: int | None, process_count: int | None) -> tuple[int, int]:
     """Fills in which process this is, of how many, from JAX.
+
+    Args:
+      process_index: number of this process, or None to ask JAX.
+      process_count: number of processes, or None to ask JAX.
+
+    Returns:
+      `(process_index, process_count)`.
 
     Raises:
       ValueError: if the index is not below the count, or only one of them is given.
