@@ -46,7 +46,8 @@ class Policy:
 
     Attributes:
       param_dtype: dtype name of stored parameters and of optimiser state; keep `"float32"` for training.
-      compute_dtype: dtype name that parameters and batches are cast to before the model runs.
+      compute_dtype: dtype name that parameters are cast to before the model runs. `training` leaves batches as they
+        are (energies of hundreds of eV do not fit bfloat16): a loss casts the inputs that it wants cast.
       output_dtype: dtype name of losses and predictions.
 
     Raises:

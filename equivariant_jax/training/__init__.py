@@ -21,7 +21,9 @@ What a caller supplies is a loss over real items; everything else is here.
 """
 
 from equivariant_jax.training.checkpoint import Checkpointer, CheckpointError, Restored
+from equivariant_jax.training.distributed import ProcessInfo, initialize, run_local_processes
 from equivariant_jax.training.evaluation import EvalStep, evaluator, make_eval_step
+from equivariant_jax.training.export import export_function, load_exported, save_exported
 from equivariant_jax.training.loop import FitResult, LoopConfig, NonFiniteError, fit
 from equivariant_jax.training.metrics import Mean, Metric, RootMean, add_metrics, compute_metrics
 from equivariant_jax.training.objective import Gradient, LossOutput, make_gradient, weighted_objective
@@ -52,6 +54,7 @@ __all__ = [
     "MetricsWriter",
     "NonFiniteError",
     "OptimizerConfig",
+    "ProcessInfo",
     "Restored",
     "RootMean",
     "TrainState",
@@ -62,9 +65,12 @@ __all__ = [
     "count_traces",
     "device_peak",
     "evaluator",
+    "export_function",
     "fit",
     "init_sharded",
+    "initialize",
     "leaf_paths",
+    "load_exported",
     "make_eval_step",
     "make_gradient",
     "make_mesh",
@@ -75,6 +81,8 @@ __all__ = [
     "observe_plateau",
     "plateau_observer",
     "read_rows",
+    "run_local_processes",
+    "save_exported",
     "shard_batch",
     "shardings_for",
     "trace",

@@ -19,13 +19,14 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from equivariant_jax import __version__
 from equivariant_jax.core.typing import PyTree
 from equivariant_jax.training.manifest import MANIFEST, check_leaves, commit, find_problem, read_manifest, write_json
 from equivariant_jax.training.sharding import leaf_paths
@@ -94,8 +95,8 @@ class Checkpointer:
     """Saves and restores a sequence of checkpoints in one directory; every process calls every method.
 
     Args:
-      directory: made absolute; shared by all processes; created if missing. Remains of saves that were killed are
-        removed.
+      directory: made absolute; shared by all processes. The first save creates it, and removes the remains of saves
+        that were killed; a checkpointer that only restores changes nothing.
       keep: newest checkpoints to keep; the best one (see `save`) is kept as well.
       verify: `"hashes"` reads every file before a restore, `"sizes"` compares sizes only (truncation, but not flipped
         bits, is then found; for checkpoints of terabytes).
@@ -125,13 +126,7 @@ class Checkpointer:
         self._verify = verify
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self.directory.glob("step_*"):
-                if not (path / MANIFEST).exists():
-                    _LOG.info("Removing %s: it was being written when the process ended.", path)
-                    shutil.rmtree(path)
-        _barrier(f"open {self.directory}")
+        self._saved_before = False
 
     def path(self, step: int) -> Path:
         """Directory of the checkpoint of a step."""
@@ -152,16 +147,14 @@ class Checkpointer:
         marked = [step for step in self.steps() if (read_manifest(self.path(step)) or {}).get("best")]
         return max(marked, default=None)
 
-    def extra(self, step: int) -> Any:
-        """JSON that `save` was given as `extra` at a step.
+    def newest(self, accept: Callable[[Any], bool] = lambda extra: True) -> int | None:
+        """Step of the newest undamaged checkpoint whose `extra` (see `save`) is accepted, or None.
 
-        Raises:
-          CheckpointError: if there is no readable checkpoint of that step.
+        Damaged ones that are newer are named in warnings.
         """
-        manifest = read_manifest(self.path(step))
-        if manifest is None:
-            raise CheckpointError(f"{self.path(step)} has no readable manifest; committed steps: {self.steps()}.")
-        return manifest["extra"]
+        self.wait()
+        step = _agree(self._choose(accept) if jax.process_index() == 0 else -1)
+        return None if step < 0 else step
 
     def save(
         self,
@@ -192,6 +185,8 @@ class Checkpointer:
 
         table, arrays = {}, {}
         for path, leaf in zip(leaf_paths(state), jax.tree.leaves(state), strict=True):
+            if path in table:
+                raise ValueError(f"Two state leaves are called '{path}'; rename the keys that contain '/'.")
             if not isinstance(leaf, jax.Array):
                 raise ValueError(f"State leaf '{path}' is a {type(leaf).__name__}; expected a jax.Array.")
             if jax.process_count() > 1 and leaf.is_fully_addressable:
@@ -203,14 +198,6 @@ class Checkpointer:
                 table[path]["impl"] = str(jax.random.key_impl(leaf))
             if leaf.size:  # the array store cannot hold empty arrays; their shape says all there is to know
                 arrays[path] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        directory = self.path(step)
-        if jax.process_index() == 0:
-            self._remove(step)
-            directory.mkdir()
-        _barrier(f"save {step}")
-        write_json(directory / f"process_{jax.process_index()}.json", {"iterator_state": _to_json(iterator_state)})
-        from equivariant_jax import __version__
-
         manifest = {
             "step": step,
             "best": best,
@@ -220,7 +207,12 @@ class Checkpointer:
             "extra": extra,
             "leaves": table,
         }
-        json.dumps(manifest)  # fail here, in the caller's thread, if config or extra is not JSON
+        json.dumps(manifest)  # fail here, before anything is touched, if config or extra is not JSON
+        directory = self.path(step)
+        if jax.process_index() == 0:
+            self._make_room(step)
+        _barrier(f"save {step}")
+        write_json(directory / f"process_{jax.process_index()}.json", {"iterator_state": _to_json(iterator_state)})
         response = ocp.save_async(str(directory / "arrays"), arrays)
 
         def finish() -> None:
@@ -234,6 +226,16 @@ class Checkpointer:
 
         self._thread = threading.Thread(target=finish, name=f"checkpoint-{step}")
         self._thread.start()
+
+    def _make_room(self, step: int) -> None:
+        if not self._saved_before:
+            for path in self.directory.glob("step_*"):
+                if not (path / MANIFEST).exists():
+                    _LOG.info("Removing %s: it was being written when the process ended.", path)
+                    shutil.rmtree(path)
+            self._saved_before = True
+        self._remove(step)
+        self.path(step).mkdir(parents=True)
 
     def _remove(self, step: int) -> None:
         """Takes the manifest away first, so that a half-removed checkpoint is not taken for a whole one."""
@@ -273,12 +275,13 @@ class Checkpointer:
         """Says what is wrong with the checkpoint of a step: None if its files are what was written."""
         return find_problem(self.path(step), hashes=self._verify == "hashes")
 
-    def _choose(self) -> int:
+    def _choose(self, accept: Callable[[Any], bool]) -> int:
         for step in reversed(self.steps()):
             problem = self.problem(step)
-            if problem is None:
+            if problem is not None:
+                _LOG.warning("Checkpoint %s is damaged and skipped: %s.", self.path(step), problem)
+            elif accept((read_manifest(self.path(step)) or {}).get("extra")):
                 return step
-            _LOG.warning("Checkpoint %s is damaged and skipped: %s.", self.path(step), problem)
         return -1
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> Restored:
@@ -296,19 +299,13 @@ class Checkpointer:
           ValueError: naming the paths, if the state's leaves, shapes or dtypes are not those of the checkpoint.
           CheckpointError: if there is no usable checkpoint, or the one asked for is damaged.
         """
-        self.wait()
-        chosen = -1
-        if jax.process_index() == 0:
-            chosen = self._choose() if step is None else (step if self.problem(step) is None else -1)
-        chosen = _agree(chosen)
-        if chosen < 0:
-            detail = (
-                f"{self.path(step)} is damaged: {self.problem(step)}" if step is not None else "no usable checkpoint"
-            )
-            raise CheckpointError(f"{detail} (in {self.directory}, committed steps {self.steps()}).")
+        chosen = self.newest() if step is None else step
+        if chosen is None:
+            raise CheckpointError(f"There is no usable checkpoint in {self.directory} (damaged: {self.steps()}).")
+        problem = None if step is None else self.problem(step)
         manifest = read_manifest(self.path(chosen))
-        if manifest is None:
-            raise CheckpointError(f"{self.path(chosen)} was removed while it was being restored.")
+        if problem is not None or manifest is None:
+            raise CheckpointError(f"{self.path(chosen)} is damaged: {problem}. Committed steps: {self.steps()}.")
         state = self._load(self.path(chosen), manifest["leaves"], abstract_state)
         return Restored(state, chosen, self._iterator_state(chosen, manifest), manifest["extra"], manifest["config"])
 

@@ -243,8 +243,7 @@ class _Run:
         )
         checkpointer, good = self.checkpointer, None
         if checkpointer is not None:
-            checkpointer.wait()
-            good = max((step for step in checkpointer.steps() if checkpointer.extra(step)["good"]), default=None)
+            good = checkpointer.newest(lambda extra: extra["good"])
         if checkpointer is None or good is None or self.carried.rollbacks >= self.config.max_rollbacks:
             raise NonFiniteError(
                 f"{what}. The run was rolled back {self.carried.rollbacks} time(s); the last good checkpoint is "
@@ -313,7 +312,7 @@ def fit(
       SystemExit: with code 0, after SIGTERM, once the state is saved (only if there is a checkpointer).
 
     Example:
-      >>> import itertools, tempfile, jax.numpy as jnp, optax
+      >>> import itertools, tempfile, jax.numpy as jnp, numpy as np, optax
       >>> from equivariant_jax.training import LossOutput, Mean, TrainState, make_train_step
       >>> def loss_fn(params, batch, *, key, model_state):
       ...     return LossOutput({"error": Mean.of((batch - params["mean"]) ** 2)})

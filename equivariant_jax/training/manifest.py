@@ -2,7 +2,7 @@
 
 `manifest.json` holds a format number, whatever the writer adds (step, configuration, versions, a table of leaves), and
 size and SHA-256 of every other file below the directory. It is renamed into place after all of them have reached the
-disk, so its presence means that the directory is whole, and its hashes tell whether it still is.
+disk, so its presence means that the directory is whole, and its hashes (one of them its own) tell whether it still is.
 """
 
 import hashlib
@@ -50,6 +50,10 @@ def _digest(path: Path, sync: bool = False) -> dict[str, Any]:
         return {"size": os.fstat(stream.fileno()).st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _files(directory: Path) -> list[str]:
     found = (path for path in directory.rglob("*") if path.is_file())
     return sorted(str(path.relative_to(directory)) for path in found if not path.name.startswith(MANIFEST))
@@ -69,16 +73,19 @@ def commit(directory: Path, content: Mapping[str, Any]) -> None:
     for path in directory.rglob("*"):
         if path.is_dir():
             _sync_directory(path)
-    write_json(directory / MANIFEST, {"format": _FORMAT, **content, "files": files})
+    # Through JSON and back, so that the hash is of what a reader will see (integer keys become strings, for one).
+    content = json.loads(json.dumps({"format": _FORMAT, **content, "files": files}))
+    write_json(directory / MANIFEST, {**content, "sha256": _digest_of(content)})
     _sync_directory(directory.parent)
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """Reads the manifest; None if there is none, or none that this version understands."""
+    """Reads the manifest; None if there is none, it is damaged, or of another format."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
-        return manifest if manifest["format"] == _FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
+        digest = manifest.pop("sha256")
+        return manifest if manifest["format"] == _FORMAT and digest == _digest_of(manifest) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

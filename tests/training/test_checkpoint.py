@@ -47,22 +47,24 @@ def garble_the_manifest(directory):
     return MANIFEST
 
 
-def forget_the_files(directory):
-    (directory / MANIFEST).write_text(json.dumps({"format": 1}))
-    return "files"
+def alter_the_manifest(directory):
+    content = (directory / MANIFEST).read_text()
+    (directory / MANIFEST).write_text(content.replace('"extra": null', '"extra": 1'))
+    return MANIFEST
 
 
 def test_everything_comes_back(tmp_path, problem, state):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(
-            7, state, iterator_state=b"\x00raw", config={"width": 3}, extra={"best": [1, None]}, best=True
+            7, state, iterator_state=b"\x00raw", config={"width": {10: 3, 9: 1}}, extra={"best": [1, None]}, best=True
         )
         restored = checkpointer.restore(jax.eval_shape(lambda: state))
         assert checkpointer.latest() == checkpointer.best() == 7
-        assert checkpointer.extra(7) == {"best": [1, None]}
+        assert restored.extra == {"best": [1, None]}
+        assert checkpointer.newest(lambda extra: extra is None) is None
     problem.assert_same_bits(restored.state, state)
     assert restored.state.key.dtype == state.key.dtype
-    assert (restored.step, restored.iterator_state, restored.config) == (7, b"\x00raw", {"width": 3})
+    assert (restored.step, restored.iterator_state, restored.config) == (7, b"\x00raw", {"width": {"10": 3, "9": 1}})
     manifest = json.loads((tmp_path / "step_00000007" / MANIFEST).read_text())
     assert manifest["versions"]["jax"] == jax.__version__
     assert manifest["leaves"]["params/kernel"] == {"shape": [3, 3], "dtype": "float32"}
@@ -98,7 +100,7 @@ def test_donation_does_not_reach_into_a_save_under_way(tmp_path, problem):
     problem.assert_same_bits(restored.params, before)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove_a_file, garble_the_manifest, forget_the_files])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove_a_file, garble_the_manifest, alter_the_manifest])
 def test_damage_is_named_and_the_one_before_is_used(tmp_path, state, caplog, damage):
     with Checkpointer(tmp_path) as checkpointer:
         for number in (1, 2):
@@ -141,7 +143,9 @@ def test_uncommitted_directories_are_not_checkpoints(tmp_path, state):
     with Checkpointer(tmp_path) as checkpointer:
         assert checkpointer.steps() == [1]
         assert checkpointer.restore(state).step == 1
-    assert not (tmp_path / "step_00000002").exists()
+        assert (tmp_path / "step_00000003").exists()  # it may be another process's save under way
+        checkpointer.save(4, state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000004"]
 
 
 def test_a_changed_model_names_the_path(tmp_path, state):
@@ -177,6 +181,8 @@ def test_mistakes_are_named(tmp_path, state):
     with Checkpointer(tmp_path) as checkpointer:
         with pytest.raises(ValueError, match="'count' is a int"):
             checkpointer.save(1, {"count": 3})
+        with pytest.raises(ValueError, match="Two state leaves are called 'a/b'"):
+            checkpointer.save(1, {"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)})
         with pytest.raises(TypeError, match="JSON"):
             checkpointer.save(1, state, config={"x": object()})
         assert checkpointer.steps() == []
