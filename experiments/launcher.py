@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import experiments
+from equivariant_jax import training
 from experiments import results
 
 __all__ = ["find", "load", "main"]
@@ -121,7 +122,7 @@ def run(name: str, preset: str, arguments: Sequence[str]) -> Path:
       arguments: command-line overrides.
 
     Returns:
-      Path of the JSON that was written.
+      Path of the JSON, which process 0 writes.
 
     Raises:
       ValueError: for an unknown experiment, preset or variant.
@@ -130,13 +131,18 @@ def run(name: str, preset: str, arguments: Sequence[str]) -> Path:
     if preset not in module.PRESETS:
         raise ValueError(f"{name} has no preset {preset!r}.{_suggest(preset, list(module.PRESETS))}")
     options, config = _parse(module, name, preset, arguments)
+    # Joins the other processes of a pod or cluster, if the environment names any (see experiments/pod.py).
+    process = training.initialize()
     _check_backend(options.ignore_backend_faults)
     measured = (
         _benchmark(module, config) if hasattr(module, "cases") else _experiment(name, preset, module, options, config)
     )
     content = {"experiment": name, "card": getattr(module, "CARD", ""), "preset": preset, "config": config, **measured}
     stem = f"{name}.{options.tag or preset}"
-    path = results.write(options.workdir / stem / "result.json", content)
+    path = options.workdir / stem / "result.json"
+    if process.index != 0:
+        return path
+    path = results.write(path, content)
     if options.save:
         path = results.write(results.RESULTS / f"{stem}.json", content)
     for claim in content["claims"]:

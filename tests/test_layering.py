@@ -78,8 +78,8 @@ def test_the_check_sees_violations():
 
 
 def test_no_jit_inside_pure_rooms():
-    """The caller jits: only `training`, the sentinel, and the checks (which measure compilation) compile."""
-    exempt = {"training", "core/backend.py", "core/checks.py"}
+    """The caller jits; what is itself the outermost caller compiles: training, sentinel, checks, ASE calculator."""
+    exempt = {"training", "core/backend.py", "core/checks.py", "euclidean/dynamics.py"}
     for path in modules():
         relative = str(path.relative_to(PACKAGE))
         if relative in exempt or relative.split("/")[0] in exempt:

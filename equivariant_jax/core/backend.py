@@ -4,12 +4,13 @@ Some jaxlib releases return wrong sums, silently, for patterns that this library
 pattern beside NumPy in about a second and names what it finds; `apply_workarounds` switches the faulty pass off where
 a switch exists. The test suite and `python -m experiments` call both.
 
-| jaxlib on CPU | fault | found in | remedy |
-|---|---|---|---|
-| 0.10.0 to 0.10.2 | a dot fused with a sum of its 3 rows is wrong beyond row 32,768 | jax-ml/jax#39103, and this file's patterns | `apply_workarounds()` or jax >= 0.12 |
-| 0.10.2, 0.11.0 | reductions of rank 7 crash | jax-ml/jax#40412, #39257 | the same |
+| jaxlib on CPU | fault | reported as |
+|---|---|---|
+| 0.10.2 | `vmap(matvec, square, then sum)` over 3 columns is wrong beyond row 32,768 | jax-ml/jax#39103 |
+| 0.10.0, 0.10.1 | the same without the square | by this file's patterns |
+| 0.10.2, 0.11.0 | reductions of rank 7 crash | jax-ml/jax#40412, jax-ml/jax#39257 |
 
-Both sit in the pass that hands reductions to the YNNPACK library, hence one flag for both.
+All sit in the pass that hands reductions to the YNNPACK library, hence one flag for all; jax 0.12 has none of them.
 """
 
 import importlib.metadata
@@ -203,9 +204,9 @@ def check_backend(patterns: tuple[Pattern, ...] = PATTERNS) -> tuple[Fault, ...]
         error = float(np.abs(got - want).max() / scale)
         if not error <= pattern.tolerance:
             message = (
-                f"jaxlib {importlib.metadata.version('jaxlib')} on {jax.devices()[0].device_kind} computes '{pattern.name}' with a "
-                f"relative error of {error:.1e} (rounding explains {pattern.tolerance:.0e}). Do not trust results of "
-                f"this backend: call equivariant_jax.core.backend.apply_workarounds() before the first computation "
+                f"jaxlib {importlib.metadata.version('jaxlib')} on {jax.devices()[0].device_kind} computes "
+                f"'{pattern.name}' with a relative error of {error:.1e} (rounding explains {pattern.tolerance:.0e}). "
+                f"Do not trust results of this backend: call equivariant_jax.core.backend.apply_workarounds() before the first computation "
                 f"(or set XLA_FLAGS={_FLAG}=-reduce), or install jax {'.'.join(map(str, _FIRST_GOOD_JAXLIB))} or later."
             )
             faults.append(Fault(pattern.name, error, message))
