@@ -206,8 +206,9 @@ def check_backend(patterns: tuple[Pattern, ...] = PATTERNS) -> tuple[Fault, ...]
             message = (
                 f"jaxlib {importlib.metadata.version('jaxlib')} on {jax.devices()[0].device_kind} computes "
                 f"'{pattern.name}' with a relative error of {error:.1e} (rounding explains {pattern.tolerance:.0e}). "
-                f"Do not trust results of this backend: call equivariant_jax.core.backend.apply_workarounds() before the first computation "
-                f"(or set XLA_FLAGS={_FLAG}=-reduce), or install jax {'.'.join(map(str, _FIRST_GOOD_JAXLIB))} or later."
+                "Do not trust results of this backend: call equivariant_jax.core.backend.apply_workarounds() before "
+                f"the first computation (or set XLA_FLAGS={_FLAG}=-reduce), or install jax "
+                f"{'.'.join(map(str, _FIRST_GOOD_JAXLIB))} or later."
             )
             faults.append(Fault(pattern.name, error, message))
     return tuple(faults)

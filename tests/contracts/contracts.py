@@ -69,11 +69,12 @@ def jit_equals_eager(layer):
 
 def vmap_equals_loop(layer):
     params, batch, singles = stacked(layer, 3)
-    loop = [layer.function(params, *inputs) for inputs in singles]
-    loop = jax.tree.map(lambda *x: jnp.stack(x), *loop)
-    close(jax.vmap(lambda inputs: layer.function(params, *inputs))(batch), loop, "vmap against loop")
+    one = jax.jit(layer.function)
+    loop = jax.tree.map(lambda *x: jnp.stack(x), *[one(params, *inputs) for inputs in singles])
+    mapped = jax.jit(jax.vmap(layer.function, in_axes=(None,) + (0,) * len(singles[0])))
+    close(mapped(params, *batch), loop, "vmap against loop")
     if layer.leading_axes:
-        close(layer.function(params, *batch), loop, "leading axis against loop")
+        close(one(params, *batch), loop, "leading axis against loop")
 
 
 def _floating(tree):
@@ -185,7 +186,8 @@ def sharded_equals_single(layer):
     close(jax.jit(local)(copied, spread), single, "shard_map against one device")
 
     folded = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
-    mapped = jax.pmap(lambda p, b: function(p, *b), in_axes=(None, 0), devices=devices[:4])(params, folded)
+    # Parameters are closed over: pmap of jax 0.10 shifts the in_axes that follow an argument without leaves.
+    mapped = jax.pmap(lambda b: function(params, *b), devices=devices[:4])(folded)
     mapped = jax.tree.map(lambda x: np.asarray(x).reshape(8, *x.shape[2:]), mapped)
     close(mapped, single, "pmap against one device")
 

@@ -71,7 +71,7 @@ def _slots(params, x, vectors, radial):
     return gaunt_convolution_slots(x, harmonics, radial, SLOT_SENDERS, lmax_out=2)
 
 
-CONFIG = PotentialConfig(species=(1, 6, 8), r_max=3.0, lmax=2, hidden_lmax=1, channels=4, max_neighbours=6)
+CONFIG = PotentialConfig(species=(1, 6, 8), r_max=3.0, lmax=1, correlation=2, channels=4, max_neighbours=6)
 NUM_ATOMS, NUM_EDGES, BUDGET = 5, 20, graphs.GraphBudget(n_node=8, n_edge=28, n_graph=4)
 ALL_PAIRS = [(i, j) for j in range(NUM_ATOMS) for i in range(NUM_ATOMS) if i != j]
 
