@@ -34,17 +34,17 @@ class _Evaluator:
         self.index = {number: index for index, number in enumerate(config.species)}
         self.traces = 0
         self.rebuilds = 0
-        self.shape = (0, 0, 0)  # nodes, edges, slots per node
+        self.shape = (0, -1, -1)  # nodes, edges, slots per node
         self.built: tuple[np.ndarray, ...] | None = None
         self.edges: tuple[np.ndarray, ...] = ()
         self.compiled = jax.jit(self._model, static_argnames="slots")
 
-    def _model(self, positions, species, shifts, senders, receivers, n_node, n_edge, *, slots: int):
+    def _model(self, params, positions, species, shifts, senders, receivers, n_node, n_edge, *, slots: int):
         self.traces += 1
         graph = jraph.GraphsTuple(
             {"positions": positions, "species": species}, {"shifts": shifts}, receivers, senders, {}, n_node, n_edge
         )
-        out = energy_and_forces(self.params, graph, dataclasses.replace(self.config, max_neighbours=slots))
+        out = energy_and_forces(params, graph, dataclasses.replace(self.config, max_neighbours=slots))
         return out.interaction_energy[0], out.forces, out.virial[0]
 
     def _needs_rebuild(self, atoms) -> bool:
@@ -67,7 +67,7 @@ class _Evaluator:
         degree = int(np.bincount(receivers, minlength=1).max()) if len(receivers) else 0
         nodes, edges, slots = self.shape
         if nodes != len(atoms) + 1:
-            nodes, edges, slots = len(atoms) + 1, 0, 0
+            nodes, edges, slots = len(atoms) + 1, -1, -1
         self.shape = (
             nodes,
             edges if len(receivers) <= edges else _capacity(len(receivers), 64),
@@ -94,7 +94,9 @@ class _Evaluator:
             np.array([len(receivers), spare], np.int32),
         )
         with jax.enable_x64(self.dtype == np.float64):
-            energy, forces, virial = jax.device_get(self.compiled(*map(jnp.asarray, arguments), slots=slots))
+            energy, forces, virial = jax.device_get(
+                self.compiled(self.params, *map(jnp.asarray, arguments), slots=slots)
+            )
         return float(energy), np.asarray(forces[:count], np.float64), np.asarray(virial, np.float64)
 
 
@@ -133,12 +135,13 @@ def potential_calculator(params: PyTree, config: PotentialConfig, *, skin: float
 
         def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
             super().calculate(atoms, list(properties), list(system_changes))
-            interaction, forces, virial = self.evaluator(self.atoms)
+            current: Any = self.atoms
+            interaction, forces, virial = self.evaluator(current)
             # Isolated-atom energies are added in float64: in float32 they would swallow the interaction's digits.
-            energy = interaction + sum(references[int(z)] for z in self.atoms.numbers)
+            energy = interaction + sum(references[int(z)] for z in current.numbers)
             self.results = {"energy": energy, "free_energy": energy, "forces": forces}
-            if self.atoms.cell.rank == 3:
-                stress = virial / self.atoms.get_volume()
+            if current.cell.rank == 3:
+                stress = virial / current.get_volume()
                 self.results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 
     return PotentialCalculator()

@@ -21,7 +21,7 @@ References: Batatia et al. 2022, arXiv:2206.07697; Luo et al. 2024, arXiv:2401.1
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -155,7 +155,7 @@ def potential_init(key: PRNGKey, config: PotentialConfig, *, dtype=jnp.float32) 
     def normal(key, shape, scale):
         return jax.random.normal(key, shape, dtype) * np.asarray(scale, dtype)
 
-    params = {"embedding": normal(keys[0], (num_species, channels), 1.0)}
+    params: dict[str, Any] = {"embedding": normal(keys[0], (num_species, channels), 1.0)}
     for layer in range(config.layers):
         l_in, l_out = _lmax_in(config, layer), _lmax_out(config, layer)
         k_up, k_radial, k_mix, k_product, k_out, k_skip, k_readout = jax.random.split(keys[layer + 1], 7)
@@ -256,7 +256,7 @@ def atomic_energies(
     return energy * scale + shift
 
 
-def _check_graph(params: PyTree, graph: jraph.GraphsTuple) -> None:
+def _check_graph(params: Any, graph: Any) -> None:
     if not isinstance(graph.nodes, dict) or not {"positions", "species"} <= set(graph.nodes):
         raise ValueError("The graph's nodes must be a dict with `positions` [n, 3] and `species` [n]; see to_graph.")
     if not isinstance(graph.edges, dict) or "shifts" not in graph.edges:
@@ -323,14 +323,17 @@ def energy_and_forces(
       ((2,), (3, 3), True)
     """
     _check_graph(params, graph)
-    positions, species = jnp.asarray(graph.nodes["positions"]), jnp.asarray(graph.nodes["species"])
+    params = jax.tree.map(jnp.asarray, params)  # NumPy leaves, as a checkpoint holds them, cannot be indexed by tracers
+    nodes: Any = graph.nodes
+    edges: Any = graph.edges
+    positions, species = jnp.asarray(nodes["positions"]), jnp.asarray(nodes["species"])
     num_nodes, num_graphs, dtype = species.shape[0], graph.n_node.shape[0], positions.dtype
     real, graph_of = node_mask(graph), node_graph_index(graph)
     slots = neighbour_slots(jnp.asarray(graph.receivers), num_nodes, config.max_neighbours, mask=edge_mask(graph))
-    if graph.senders.shape[0] == 0:
+    if edges["shifts"].shape[0] == 0:
         senders, shifts = jnp.zeros(slots.mask.shape, jnp.int32), jnp.zeros((*slots.mask.shape, 3), dtype)
     else:
-        senders, shifts = jnp.asarray(graph.senders)[slots.edges], jnp.asarray(graph.edges["shifts"])[slots.edges]
+        senders, shifts = jnp.asarray(graph.senders)[slots.edges], jnp.asarray(edges["shifts"])[slots.edges]
     vectors = positions[senders] - positions[:, None] + shifts
     vectors = jnp.where(slots.mask[..., None], vectors, jnp.zeros((), dtype))
 
@@ -363,6 +366,7 @@ class InteratomicPotential(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> PotentialOutput:
         """Evaluates a padded batch; parameters take the dtype of its positions."""
-        dtype = graph.nodes["positions"].dtype
+        nodes: Any = graph.nodes
+        dtype = nodes["positions"].dtype
         params = self.param("potential", lambda key: potential_init(key, self.config, dtype=dtype))
         return energy_and_forces(params, graph, self.config)

@@ -9,7 +9,7 @@ training, and the number is reproducible to rounding.
 Law: like every function of distances alone, the energy is invariant under all rotations, reflections and relabellings.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jraph
 import numpy as np
@@ -65,10 +65,11 @@ def pair_features(
     Returns:
       Energy features `[f]` and force features `[n, 3, f]`, float64, `f = num_pairs * num_bessel + 1`.
     """
-    positions = np.asarray(graph.nodes["positions"], np.float64)
-    species = np.asarray(graph.nodes["species"])
+    nodes: Any = graph.nodes
+    edges: Any = graph.edges
+    positions, species = np.asarray(nodes["positions"], np.float64), np.asarray(nodes["species"])
     senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
-    vectors = positions[senders] - positions[receivers] + np.asarray(graph.edges["shifts"], np.float64)
+    vectors = positions[senders] - positions[receivers] + np.asarray(edges["shifts"], np.float64)
     distance = np.linalg.norm(vectors, axis=-1)
     values, slopes = _radial(distance, num_bessel, r_max)
     low, high = np.minimum(species[senders], species[receivers]), np.maximum(species[senders], species[receivers])
@@ -119,11 +120,13 @@ def fit_pair_potential(
     for graph in graphs:
         energy, forces = pair_features(graph, num_species, num_bessel, r_max)
         atoms = len(forces)
+        nodes: Any = graph.nodes
+        known: Any = graph.globals
         rows = np.concatenate([forces.reshape(-1, energy.size), energy_weight * energy[None] / atoms])
         target = np.concatenate(
             [
-                np.asarray(graph.nodes["forces"], np.float64).reshape(-1),
-                energy_weight * np.asarray(graph.globals["energy"], np.float64).reshape(1) / atoms,
+                np.asarray(nodes["forces"], np.float64).reshape(-1),
+                energy_weight * np.asarray(known["energy"], np.float64).reshape(1) / atoms,
             ]
         )
         gram, right = gram + rows.T @ rows, right + rows.T @ target

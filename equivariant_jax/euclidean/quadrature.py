@@ -113,8 +113,9 @@ def _transforms(lmax: int, degree: int, kind: QuadratureKind) -> tuple[np.ndarra
 def _parity_order(lmax: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # Coefficients of even degree, of odd degree, and the permutation that undoes (even, odd).
     degrees = degree_index(lmax)
-    even, odd = np.flatnonzero(degrees % 2 == 0), np.flatnonzero(degrees % 2 == 1)
-    return even, odd, np.argsort(np.concatenate([even, odd]))
+    # int32: a 64-bit index would be traced differently with and without JAX's 64-bit mode.
+    even, odd = (np.flatnonzero(degrees % 2 == parity).astype(np.int32) for parity in (0, 1))
+    return even, odd, np.argsort(np.concatenate([even, odd])).astype(np.int32)
 
 
 def _contract(x: Array, matrix: np.ndarray, axis: int, precision) -> Array:

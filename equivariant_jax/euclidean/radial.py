@@ -41,7 +41,7 @@ def bessel_basis(distance: Array, num_bessel: int, r_max: float) -> Array:
     # jnp.sinc is sin(pi t)/(pi t) with derivatives of every order that are right at zero.
     reduced = distance[..., None] * np.asarray(order / r_max, dtype).reshape((1,) * distance.ndim + (-1,))
     limits = np.asarray(np.sqrt(2 / r_max) * np.pi * order / r_max, dtype).reshape((1,) * distance.ndim + (-1,))
-    return limits * jnp.sinc(reduced)
+    return jnp.sinc(reduced) * limits
 
 
 def polynomial_cutoff(distance: Array, r_max: float, p: int = 5) -> Array:

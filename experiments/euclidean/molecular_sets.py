@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jraph
 import numpy as np
 
 from equivariant_jax.data import (
@@ -21,7 +20,7 @@ class MolecularSet(NamedTuple):
     """Graphs of one data set, with what their training part fixes.
 
     Attributes:
-      train: unpadded graphs (energies without the isolated atoms).
+      train: unpadded `jraph.GraphsTuple`s (energies without the isolated atoms).
       validation: graphs to watch during training.
       tests: name -> graphs.
       species: atomic numbers.
@@ -33,9 +32,9 @@ class MolecularSet(NamedTuple):
       energy_scale: root mean square force component in eV/angstrom.
     """
 
-    train: list[jraph.GraphsTuple]
-    validation: list[jraph.GraphsTuple]
-    tests: dict[str, list[jraph.GraphsTuple]]
+    train: list[Any]
+    validation: list[Any]
+    tests: dict[str, list[Any]]
     species: tuple[int, ...]
     reference_energies: tuple[float, ...]
     reference: str
@@ -119,10 +118,10 @@ def load_molecules(
     references, origin = _references(train, species, isolated)
     by_number = dict(zip(species, references, strict=True))
 
-    def graphs(structures: list[AtomicStructure]) -> list[jraph.GraphsTuple]:
+    def graphs(structures: list[AtomicStructure]) -> list[Any]:
         return [to_graph(s, r_max, species, reference_energies=by_number) for s in structures]
 
-    made: Any = graphs(train), graphs(validation), {name: graphs(part) for name, part in tests.items()}
+    made = graphs(train), graphs(validation), {name: graphs(part) for name, part in tests.items()}
     degrees = [np.bincount(g.receivers, minlength=len(g.nodes["species"])) for g in made[0]]
     others = [np.bincount(g.receivers, minlength=1) for part in (made[1], *made[2].values()) for g in part]
     per_atom = [float(g.globals["energy"][0]) / len(g.nodes["species"]) for g in made[0]]

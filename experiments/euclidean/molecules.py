@@ -15,21 +15,28 @@ Command: `python -m experiments euclidean.molecules cpu --seeds 0 1 2`. Numbers 
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import jraph
 import numpy as np
 
 from equivariant_jax import training
-from equivariant_jax.core.graphs import GraphBudget, batch, graph_mask, node_mask, pack, pad, plan_budget
-from equivariant_jax.data import graph_pipeline, graph_sizes
-from equivariant_jax.euclidean.interatomic import PotentialConfig, energy_and_forces, potential_init
+from equivariant_jax.core.graphs import plan_budget
+from equivariant_jax.data import graph_pipeline
+from equivariant_jax.euclidean.interatomic import PotentialConfig, potential_init
 from equivariant_jax.euclidean.pair_potential import fit_pair_potential
-from equivariant_jax.training.export import export_function, save_exported
+from experiments.euclidean.molecular_models import (
+    errors,
+    export_potential,
+    make_loss,
+    num_parameters,
+    padded,
+    predict,
+    save_potential,
+    sizes,
+)
 from experiments.euclidean.molecular_sets import MolecularSet, load_molecules
 
 __all__ = ["CARD", "PRESETS", "PUBLISHED", "VARIANTS", "Config", "claims", "run"]
@@ -91,7 +98,7 @@ class Config:
     train_size: int | None = None
     validation_size: int = 50
     model: Literal["gaunt", "invariant", "pair"] = "gaunt"
-    r_max: float = 5.0
+    r_max: float = 4.0
     lmax: int = 3
     hidden_lmax: int = 1
     channels: int = 32
@@ -100,8 +107,8 @@ class Config:
     num_bessel: int = 8
     radial_hidden: tuple[int, ...] = (64,)
     readout_hidden: int = 16
-    steps: int = 3000
-    batch_size: int = 8
+    steps: int = 4000
+    batch_size: int = 5
     optimizer: Literal["adam", "amsgrad"] = "adam"
     learning_rate: float = 1e-2
     warmup_steps: int = 50
@@ -119,14 +126,18 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     "ci": Config(
-        train_size=100, validation_size=20, channels=8, lmax=2, steps=150, batch_size=4, eval_every=150,
-        radial_hidden=(16,), warmup_steps=10,
+        train_size=200, validation_size=20, lmax=2, channels=16, radial_hidden=(32,), steps=400, batch_size=4,
+        warmup_steps=20, eval_every=200, ema_decay=0.97,
     ),
     "cpu": Config(),
+    # Acetylacetone by the published protocol, sized for an hour or two of two CPU cores.
+    "acac": Config(
+        dataset="acac", r_max=5.0, channels=64, steps=60_000, ema_decay=0.999, eval_every=2000, checkpoint_every=2000,
+    ),
     # MACE-Gaunt's settings for 3BPA (run_3bpa.sh of the official code): two layers, 256 channels of degrees 0-2.
     "paper": Config(
-        dataset="3bpa", lmax=3, hidden_lmax=2, channels=256, radial_hidden=(64, 64, 64), batch_size=5, steps=180_000,
-        optimizer="amsgrad", learning_rate=1e-2, ema_decay=0.99, clip_norm=10.0, energy_weight=1.0,
+        dataset="3bpa", r_max=5.0, lmax=3, hidden_lmax=2, channels=256, radial_hidden=(64, 64, 64), batch_size=5,
+        steps=180_000, optimizer="amsgrad", learning_rate=1e-2, ema_decay=0.99, clip_norm=10.0, energy_weight=1.0,
         forces_weight=1000.0, eval_every=900, checkpoint_every=9000,
     ),
 }  # fmt: skip
@@ -161,81 +172,9 @@ def potential_config(config: Config, data: MolecularSet) -> PotentialConfig:
         channels += 4
 
 
-def num_parameters(config: PotentialConfig) -> int:
-    """Counts the parameters of a potential."""
-    shapes = jax.eval_shape(lambda: potential_init(jax.random.key(0), config))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-
-
-def make_loss(config: Config, potential: PotentialConfig):
-    """Makes the loss over a padded batch: terms `energy` (per graph) and `forces` (per component), and their errors."""
-
-    def penalty(error):
-        if config.loss == "mse":
-            return error * error
-        delta = config.huber_delta
-        size = jnp.abs(error)
-        return jnp.where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
-
-    def loss_fn(params, graph, *, key, model_state):
-        out = energy_and_forces(params, graph, potential)
-        graphs, nodes = graph_mask(graph), node_mask(graph)
-        energy_error = out.interaction_energy - graph.globals["energy"]
-        force_error = out.forces - graph.nodes["forces"]
-        atoms = jnp.maximum(graph.n_node, 1).astype(energy_error.dtype)
-        return training.LossOutput(
-            {
-                "energy_loss": training.Mean.of(penalty(energy_error / atoms), graphs),
-                "forces_loss": training.Mean.of(penalty(force_error), nodes),
-            },
-            {
-                "energy_rmse": training.RootMean.of(energy_error**2, graphs),
-                "forces_rmse": training.RootMean.of(force_error**2, nodes),
-                "forces_mae": training.Mean.of(jnp.abs(force_error), nodes),
-            },
-        )
-
-    return loss_fn
-
-
-def _padded(graphs: Sequence[jraph.GraphsTuple], budget: GraphBudget) -> list[jraph.GraphsTuple]:
-    packs = pack(*(sizes.tolist() for sizes in graph_sizes(graphs)), budget)
-    return [pad(batch([graphs[i] for i in members]), budget) for members in packs]
-
-
-def predict(params, potential: PotentialConfig, graphs: Sequence[jraph.GraphsTuple]) -> list[tuple[float, np.ndarray]]:
-    """Predicts interaction energy (eV) and forces (`[n, 3]`, eV/angstrom) of each graph, in the order given."""
-    budget = plan_budget(*graph_sizes(graphs), batch_size=16, slack=2.0)
-    packs = pack(*(sizes.tolist() for sizes in graph_sizes(graphs)), budget)
-    model = jax.jit(lambda params, graph: energy_and_forces(params, graph, potential))
-    found: dict[int, tuple[float, np.ndarray]] = {}
-    for members in packs:
-        out = jax.device_get(model(params, pad(batch([graphs[i] for i in members]), budget)))
-        ends = np.cumsum([len(graphs[i].nodes["species"]) for i in members])
-        parts = np.split(out.forces[: ends[-1]], ends[:-1])
-        found |= {
-            i: (float(energy), forces)
-            for i, energy, forces in zip(members, out.interaction_energy, parts, strict=False)
-        }
-    return [found[i] for i in range(len(graphs))]
-
-
-def _errors(predictions, graphs, name: str) -> dict[str, float]:
-    # In meV and meV/angstrom; forces only where the reference has them.
-    energy = 1e3 * np.array([p[0] - float(g.globals["energy"][0]) for p, g in zip(predictions, graphs, strict=True)])
-    result = {f"{name}/energy_rmse_meV": np.sqrt(np.mean(energy**2)), f"{name}/energy_mae_meV": np.mean(np.abs(energy))}
-    if all("forces" in g.nodes for g in graphs):
-        pairs = zip(predictions, graphs, strict=True)
-        forces = 1e3 * np.concatenate([(p[1] - g.nodes["forces"]).reshape(-1) for p, g in pairs]).astype(np.float64)
-        result[f"{name}/forces_rmse_meV_A"] = np.sqrt(np.mean(forces**2))
-        result[f"{name}/forces_mae_meV_A"] = np.mean(np.abs(forces))
-    return {key: float(value) for key, value in result.items()}
-
-
 def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float]:
     potential = potential_config(config, data)
-    sizes = graph_sizes(data.train)
-    budget = plan_budget(*sizes, batch_size=config.batch_size, slack=2.0)
+    budget = plan_budget(*sizes(data.train), batch_size=config.batch_size, slack=2.0)
     schedule = training.OptimizerConfig(
         name=config.optimizer,
         learning_rate=config.learning_rate,
@@ -246,14 +185,17 @@ def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float
         clip_norm=config.clip_norm,
     )
     optimizer = training.make_optimizer(schedule)
-    loss_fn = make_loss(config, potential)
+    loss_fn = make_loss(potential, loss=config.loss, huber_delta=config.huber_delta)
     coefficients = {"energy_loss": config.energy_weight, "forces_loss": config.forces_weight}
     key_params, key_state = jax.random.split(jax.random.key(config.seed))
-    state = training.TrainState.create(potential_init(key_params, potential), optimizer, key=key_state, ema=True)
+    params = jax.jit(potential_init, static_argnums=1)(key_params, potential)
+    state = training.TrainState.create(params, optimizer, key=key_state, ema=True)
     step = training.make_train_step(loss_fn, optimizer, coefficients=coefficients, ema_decay=config.ema_decay)
     measure = training.make_eval_step(loss_fn, coefficients=coefficients)
-    validation = _padded(data.validation, plan_budget(*graph_sizes(data.validation), batch_size=16, slack=2.0))
-    batches = graph_pipeline(data.train, budget, seed=config.seed, sizes=sizes, prefetch=2)
+    validation = padded(data.validation, plan_budget(*sizes(data.validation), batch_size=16, slack=2.0))
+    batches = graph_pipeline(
+        data.train, budget, seed=config.seed, sizes=(np.array(counts[0]), np.array(counts[1])), prefetch=2
+    )
     started = time.perf_counter()
     result = training.fit(
         step,
@@ -283,7 +225,7 @@ def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float
     parity = {}
     for name, graphs in {"validation": data.validation, **data.tests}.items():
         predictions = predict(params, potential, graphs)
-        metrics |= _errors(predictions, graphs, name)
+        metrics |= errors(predictions, graphs, name)
         if "forces" in graphs[0].nodes:
             parity[name] = (
                 np.concatenate([g.nodes["forces"] for g in graphs]), np.concatenate([p[1] for p in predictions])
@@ -292,34 +234,16 @@ def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float
 
     plot_learning_curve(workdir / "metrics.jsonl", workdir / "learning_curve.png")
     plot_parity(parity, workdir / "force_parity.png")
-    _export(params, potential, validation[0], workdir / "potential.jaxexport")
+    save_potential(params, potential, workdir / "potential.npz")
+    export_potential(params, potential, validation[0], workdir / "potential.jaxexport")
     return metrics
-
-
-def _export(params, potential: PotentialConfig, example: jraph.GraphsTuple, path: Path) -> None:
-    """Writes `(positions, species, shifts, senders, receivers, n_node, n_edge) -> dict of outputs` for any batch size.
-
-    The sizes of the arrays are free; the last graphs are padding, as `core.graphs.pad` leaves them.
-    """
-
-    def model(positions, species, shifts, senders, receivers, n_node, n_edge):
-        nodes, edges = {"positions": positions, "species": species}, {"shifts": shifts}
-        graph = jraph.GraphsTuple(nodes, edges, receivers, senders, {}, n_node, n_edge)
-        return energy_and_forces(params, graph, potential)._asdict()
-
-    arguments = (
-        example.nodes["positions"], example.nodes["species"], example.edges["shifts"], example.senders,
-        example.receivers, example.n_node, example.n_edge,
-    )  # fmt: skip
-    dimensions = ("n_node, 3", "n_node", "n_edge, 3", "n_edge", "n_edge", "n_graph", "n_graph")
-    save_exported(path, export_function(model, *arguments, dimensions=dimensions))
 
 
 def _fit_pair(config: Config, data: MolecularSet) -> dict[str, float]:
     model = fit_pair_potential(data.train, len(data.species), r_max=config.r_max)
     metrics = {"parameters": float(model.coefficients.size)}
     for name, graphs in {"validation": data.validation, **data.tests}.items():
-        metrics |= _errors([model.predict(graph) for graph in graphs], graphs, name)
+        metrics |= errors([model.predict(graph) for graph in graphs], graphs, name)
     return metrics
 
 
@@ -328,8 +252,8 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Args:
       config: the run.
-      workdir: gets the metrics (JSONL, CSV, final JSON), learning curve and parity plot (PNG), checkpoints and the
-        exported model.
+      workdir: gets the metrics (JSONL, CSV, final JSON), learning curve and parity plot (PNG), checkpoints, the
+        exported model, and the averaged parameters for `load_potential`.
 
     Returns:
       Flat dict of floats: `SPLIT/energy_rmse_meV`, `SPLIT/forces_mae_meV_A`, and so on.

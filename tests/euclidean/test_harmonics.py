@@ -61,14 +61,13 @@ def test_agrees_with_the_definition_by_angles(vectors):
 
 def test_high_degrees_stay_accurate(vectors):
     unit = np.asarray(vectors) / np.linalg.norm(vectors, axis=1)[:, None]
-    table = sphere_table(unit, 32)
+    table = sphere_table(unit, 24)
+    evaluate = jax.jit(lambda v: spherical_harmonics(v, 24, normalization="integral"))
     # Errors of the recursion add up over the degrees: eps * lmax, times a small constant.
-    np.testing.assert_allclose(
-        spherical_harmonics(vectors, 32, normalization="integral"), table, atol=100 * 32 * np.finfo(float).eps
-    )
-    single = spherical_harmonics(vectors.astype("float32"), 32, normalization="integral")
+    np.testing.assert_allclose(evaluate(vectors), table, atol=100 * 24 * np.finfo(float).eps)
+    single = evaluate(vectors.astype("float32"))
     assert single.dtype == jnp.float32
-    np.testing.assert_allclose(single, table, atol=4 * 32 * EPS32)
+    np.testing.assert_allclose(single, table, atol=4 * 24 * EPS32)
 
 
 @pytest.mark.parametrize("reflect", [False, True])
@@ -99,24 +98,24 @@ def test_sum_rule_and_homogeneity(vectors):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_derivatives_are_finite_at_poles_and_origin(x64, point, normalize):
     def f(v):
-        return jnp.sum(jnp.sin(spherical_harmonics(v, 5, normalize=normalize)))
+        return jnp.sum(jnp.sin(spherical_harmonics(v, 3, normalize=normalize)))
 
-    v = jnp.array(point)
-    assert np.isfinite(jax.grad(f)(v)).all()
-    assert np.isfinite(jax.hessian(f)(v)).all()
+    first, second = jax.jit(lambda v: (jax.grad(f)(v), jax.hessian(f)(v)))(jnp.array(point))
+    assert np.isfinite(first).all()
+    assert np.isfinite(second).all()
 
 
 def test_zero_vector_has_zero_value_and_gradient(x64):
     zero = jnp.zeros(3)
     values = spherical_harmonics(zero, 4)
-    assert values[0] == 1.0
+    np.testing.assert_allclose(values[0], 1.0, rtol=1e-15)
     assert (values[1:] == 0.0).all()
-    assert (jax.jacobian(lambda v: spherical_harmonics(v, 4))(zero) == 0.0).all()
+    assert (jax.jit(jax.jacobian(lambda v: spherical_harmonics(v, 4)))(zero) == 0.0).all()
 
 
 def test_gradient_against_central_differences(vectors):
     step = 1e-6
-    jacobian = jax.jacobian(lambda v: spherical_harmonics(v, 4))(vectors[0])
+    jacobian = jax.jit(jax.jacobian(lambda v: spherical_harmonics(v, 4)))(vectors[0])
     for i in range(3):
         shift = step * jnp.eye(3)[i]
         slope = (spherical_harmonics(vectors[0] + shift, 4) - spherical_harmonics(vectors[0] - shift, 4)) / (2 * step)
