@@ -174,7 +174,11 @@ def potential_config(config: Config, data: MolecularSet) -> PotentialConfig:
 
 def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float]:
     potential = potential_config(config, data)
-    budget = plan_budget(*sizes(data.train), batch_size=config.batch_size, slack=2.0)
+    # One padded batch for each device, all of one program: the gradient is that of the whole batch.
+    several = jax.device_count() > 1
+    mesh, devices = (training.make_mesh(), jax.local_device_count()) if several else (None, None)
+    per_device = max(1, round(config.batch_size / jax.device_count()))
+    budget = plan_budget(*sizes(data.train), batch_size=per_device, slack=2.0)
     schedule = training.OptimizerConfig(
         name=config.optimizer,
         learning_rate=config.learning_rate,
@@ -188,14 +192,22 @@ def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float
     loss_fn = make_loss(potential, loss=config.loss, huber_delta=config.huber_delta)
     coefficients = {"energy_loss": config.energy_weight, "forces_loss": config.forces_weight}
     key_params, key_state = jax.random.split(jax.random.key(config.seed))
-    params = jax.jit(potential_init, static_argnums=1)(key_params, potential)
-    state = training.TrainState.create(params, optimizer, key=key_state, ema=True)
-    step = training.make_train_step(loss_fn, optimizer, coefficients=coefficients, ema_decay=config.ema_decay)
-    measure = training.make_eval_step(loss_fn, coefficients=coefficients)
-    validation = padded(data.validation, plan_budget(*sizes(data.validation), batch_size=16, slack=2.0))
-    batches = graph_pipeline(
-        data.train, budget, seed=config.seed, sizes=(np.array(counts[0]), np.array(counts[1])), prefetch=2
-    )
+
+    def make_state(key_params, key_state):
+        return training.TrainState.create(potential_init(key_params, potential), optimizer, key=key_state, ema=True)
+
+    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
+    parallel: dict[str, Any] = {"coefficients": coefficients, "mesh": mesh, "per_device": several}
+    step = training.make_train_step(loss_fn, optimizer, ema_decay=config.ema_decay, **parallel)
+    measure = training.make_eval_step(loss_fn, **parallel)
+    batches = graph_pipeline(data.train, budget, seed=config.seed, devices=devices, prefetch=2)
+    wide = plan_budget(*sizes(data.validation), batch_size=16, slack=2.0)
+    validation = graph_pipeline(data.validation, wide, shuffle=False, num_epochs=1, devices=devices, prefetch=0)
+
+    def validation_batches():
+        validation.reset()
+        return validation
+
     started = time.perf_counter()
     result = training.fit(
         step,
@@ -210,11 +222,11 @@ def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float
             resume=config.resume,
             monitor="forces_rmse",
         ),
-        evaluate=training.evaluator(measure, lambda: validation),
+        evaluate=training.evaluator(measure, validation_batches),
         experiment={**dataclasses.asdict(config), "potential": dataclasses.asdict(potential)},
     )
     seconds = time.perf_counter() - started
-    params = result.state.ema_params
+    params = jax.device_get(result.state.ema_params)
     metrics = {
         "parameters": float(num_parameters(potential)),
         "train_seconds": seconds,
@@ -230,12 +242,14 @@ def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float
             parity[name] = (
                 np.concatenate([g.nodes["forces"] for g in graphs]), np.concatenate([p[1] for p in predictions])
             )  # fmt: skip
+    if jax.process_index() != 0:
+        return metrics
     from experiments.euclidean.molecular_plots import plot_learning_curve, plot_parity
 
     plot_learning_curve(workdir / "metrics.jsonl", workdir / "learning_curve.png")
     plot_parity(parity, workdir / "force_parity.png")
     save_potential(params, potential, workdir / "potential.npz")
-    export_potential(params, potential, validation[0], workdir / "potential.jaxexport")
+    export_potential(params, potential, padded(data.validation[:1], wide)[0], workdir / "potential.jaxexport")
     return metrics
 
 
@@ -268,7 +282,8 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         seed=config.seed,
     )
     metrics = _fit_pair(config, data) if config.model == "pair" else _train(config, data, workdir)
-    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
+    if jax.process_index() == 0:
+        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
     return metrics
 
 

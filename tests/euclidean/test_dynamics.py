@@ -98,6 +98,16 @@ def test_skin_changes_nothing_and_saves_rebuilds(params):
     assert without.calc.evaluator.rebuilds == 6
 
 
+def test_atoms_that_come_into_reach_are_seen(params):
+    from ase import Atoms
+
+    pair = Atoms("OSi", positions=[[0.0, 0.0, 0.0], [6.0, 0.0, 0.0]])
+    pair.calc = potential_calculator(params, CONFIG)
+    assert np.abs(pair.get_forces()).max() == 0.0
+    pair.positions[1, 0] = 1.8
+    assert np.abs(pair.get_forces()).max() > 1e-3
+
+
 def test_compiles_again_only_when_a_capacity_is_exceeded(params):
     from ase import Atoms
 
