@@ -2,8 +2,8 @@
 
 `groups` compose, invert and sample elements; `representations` say how an element acts on an array; `checks` measure
 whether a function respects it. Beside them stands what every room needs: padded graph batches (`graphs`), reductions of
-ragged groups (`segments`), decompositions with safe gradients (`linalg`), matchings (`assignment`), mixed precision
-(`precision`), and a sentinel that finds faulty XLA builds (`backend`).
+ragged groups (`segments`), tables of spherical harmonics (`sphere`), decompositions with safe gradients (`linalg`),
+matchings (`assignment`), mixed precision (`precision`), and a sentinel that finds faulty XLA builds (`backend`).
 
 Example:
   >>> import jax
@@ -26,6 +26,7 @@ from equivariant_jax.core import (
     precision,
     representations,
     segments,
+    sphere,
     typing,
 )
 from equivariant_jax.core.checks import (
@@ -55,5 +56,6 @@ __all__ = [
     "precision",
     "representations",
     "segments",
+    "sphere",
     "typing",
 ]

@@ -297,7 +297,7 @@ def assert_invariant(
       group: see `equivariance_error`.
       act_in: see `equivariance_error`.
       key: typed random key.
-      inputs: tuple of inputs, generic values.
+      inputs: tuple of pytrees of arrays of any shape, generic values.
       tolerance: largest relative error allowed; default 64 times the rounding level that was estimated.
       num_samples: number of sampled elements.
       jit: set False for functions that cannot be compiled.

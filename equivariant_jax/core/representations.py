@@ -20,7 +20,6 @@ say nothing about batch axes: everything not named by `axis` is carried along.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_jax.core.groups import AffineElement, Cyclic, Dihedral
+from equivariant_jax.core.sphere import raising_coupling
 from equivariant_jax.core.typing import Array
 
 __all__ = [
@@ -181,33 +181,8 @@ class Regular:
 
 @functools.cache
 def _degree_coupling(l: int) -> np.ndarray:
-    """Isometry `[2l+1, 2l-1, 3]` from degree l into degree (l-1) x degree 1, real basis in e3nn's order and axes.
-
-    It is the integral of Y_l Y_{l-1} Y_1 over the sphere, exact by a Gauss-Legendre rule, scaled to orthonormal rows.
-    """
-    cosine, weight = np.polynomial.legendre.leggauss(l + 1)
-    azimuth = 2 * np.pi * np.arange(2 * l + 1) / (2 * l + 1)
-    theta, phi = np.meshgrid(np.arccos(cosine), azimuth, indexing="ij")
-    table = np.zeros((l + 1, l + 1, *theta.shape))  # associated Legendre functions T_l^m(theta), orthonormal
-    table[0, 0] = 1.0
-    for m in range(l + 1):
-        if m:
-            table[m, m] = np.sqrt((2 * m + 1) / (2 * m)) * np.sin(theta) * table[m - 1, m - 1]
-        if m < l:
-            table[m + 1, m] = np.sqrt(2 * m + 3) * np.cos(theta) * table[m, m]
-        for k in range(m + 2, l + 1):
-            a = np.sqrt((4 * k * k - 1) / (k * k - m * m))
-            b = np.sqrt(((k - 1) ** 2 - m * m) / (4 * (k - 1) ** 2 - 1))
-            table[k, m] = a * (np.cos(theta) * table[k - 1, m] - b * table[k - 2, m])
-
-    def harmonics(k):
-        rows = [math.sqrt(2) * np.sin(-m * phi) * table[k, -m] for m in range(-k, 0)]
-        rows += [table[k, 0]] + [math.sqrt(2) * np.cos(m * phi) * table[k, m] for m in range(1, k + 1)]
-        return np.stack(rows)
-
-    # Polar axis y and azimuth atan2(x, z) make degree 1 the vector (x, y, z) itself.
-    tensor = np.einsum("apq,bpq,cpq,p->abc", harmonics(l), harmonics(l - 1), harmonics(1), weight)
-    tensor[np.abs(tensor) < 1e-13] = 0.0  # selection rules hold exactly, not to rounding
+    """Isometry `[2l+1, 2l-1, 3]` from degree l into degree (l-1) x degree 1, real basis in e3nn's order and axes."""
+    tensor = raising_coupling(l - 1).reshape(3, 2 * l - 1, 2 * l + 1).transpose(2, 1, 0)
     return tensor * np.sqrt((2 * l + 1) / np.sum(tensor**2))
 
 

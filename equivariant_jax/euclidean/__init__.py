@@ -19,10 +19,11 @@ relabelling of atoms.
     (25,)
 """
 
+from equivariant_jax.core.sphere import sphere_table
 from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convolution_slots, gaunt_table
 from equivariant_jax.euclidean.dynamics import potential_calculator
 from equivariant_jax.euclidean.gaunt import gaunt_polynomial, gaunt_power, gaunt_tensor_product
-from equivariant_jax.euclidean.harmonics import sphere_table, spherical_harmonics
+from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.interatomic import (
     InteratomicPotential,
     PotentialConfig,

@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 
 from equivariant_jax.core.segments import segment_sum
+from equivariant_jax.core.sphere import sphere_table
 from equivariant_jax.core.typing import Array
-from equivariant_jax.euclidean.harmonics import sphere_table
 from equivariant_jax.euclidean.irreps import degree_slices, expand_degrees, lmax_of, num_coefficients
 from equivariant_jax.euclidean.quadrature import from_sphere_grid, sphere_quadrature, to_sphere_grid
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from equivariant_jax.core.sphere import sphere_table
 from equivariant_jax.core.typing import Array
-from equivariant_jax.euclidean.harmonics import sphere_table
 from equivariant_jax.euclidean.irreps import degree_index, lmax_of
 
 __all__ = ["QuadratureKind", "SphereQuadrature", "from_sphere_grid", "sphere_quadrature", "to_sphere_grid"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from equivariant_jax.core.representations import wigner_d
-from equivariant_jax.euclidean.harmonics import sphere_table, spherical_harmonics
+from equivariant_jax.core.sphere import sphere_table
+from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.irreps import degree_slices
 
 EPS32 = np.finfo(np.float32).eps

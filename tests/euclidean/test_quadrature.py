@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_jax.euclidean.harmonics import sphere_table
+from equivariant_jax.core.sphere import sphere_table
 from equivariant_jax.euclidean.quadrature import from_sphere_grid, sphere_quadrature, to_sphere_grid
 
 
