@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from experiments import results
@@ -129,13 +130,16 @@ def update(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def _plots(found: Mapping[str, Any]) -> None:
-    """Calls `plots(results, folder)` of every experiment that has one."""
-    names = {result["experiment"] for result in found.values() if "experiment" in result}
-    for name in sorted(names):
-        module = importlib.import_module(f"experiments.{name}")
-        if hasattr(module, "plots"):
-            module.plots({k: r for k, r in found.items() if r.get("experiment") == name}, results.RESULTS)
+def _modules(found: Mapping[str, Any]) -> list[tuple[ModuleType, dict[str, Any]]]:
+    """Every experiment that has results, with its results."""
+    names = sorted({r["experiment"] for r in found.values() if "experiment" in r})
+    return [
+        (
+            importlib.import_module(f"experiments.{name}"),
+            {k: r for k, r in found.items() if r.get("experiment") == name},
+        )
+        for name in names
+    ]
 
 
 def main(claims: str | None = None, *, check: bool = False) -> int:
@@ -145,12 +149,17 @@ def main(claims: str | None = None, *, check: bool = False) -> int:
         return 0
     found = results.read_all()
     old = README.read_text()
-    new = update(old, {"systems": systems_table(found), "benchmarks": benchmark_table(found)})
+    tables = {"systems": systems_table(found), "benchmarks": benchmark_table(found)}
+    for module, own in _modules(found):
+        tables |= module.tables(own) if hasattr(module, "tables") else {}
+    new = update(old, tables)
     if check:
         if new != old:
             print("README is not what the results say; run `python -m experiments report`.", file=sys.stderr)
         return int(new != old)
-    _plots(found)
+    for module, own in _modules(found):
+        if hasattr(module, "plots"):
+            module.plots(own, results.RESULTS)
     README.write_text(new)
     print(f"README's tables written from {len(found)} results")
     return 0

@@ -37,21 +37,12 @@ from experiments.euclidean.molecular_models import (
     save_potential,
     sizes,
 )
+from experiments.euclidean.molecular_report import PUBLISHED, plots, tables
 from experiments.euclidean.molecular_sets import MolecularSet, load_molecules
 
-__all__ = ["CARD", "PRESETS", "PUBLISHED", "VARIANTS", "Config", "claims", "run"]
+__all__ = ["CARD", "PRESETS", "PUBLISHED", "VARIANTS", "Config", "claims", "plots", "run", "tables"]
 
 CARD = "gaunt_tensor_product"
-
-# RMSE in meV and meV/angstrom; see the docstring for the source.
-PUBLISHED = {
-    "acac": {
-        "MACE": {"test_300K": (0.9, 5.1), "test_600K": (4.6, 22.4)},
-        "NequIP": {"test_300K": (0.81, 5.90), "test_600K": (6.04, 27.8)},
-        "BOTNet": {"test_300K": (0.89, 6.3), "test_600K": (6.2, 29.8)},
-    }
-}
-
 
 # Run by the same code with the same data, steps and schedule.
 VARIANTS: dict[str, dict[str, Any]] = {"gaunt": {}, "invariant": {"model": "invariant"}, "pair": {"model": "pair"}}
