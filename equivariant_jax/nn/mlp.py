@@ -38,7 +38,7 @@ def unit_silu(x: Array) -> Array:
 
     Example:
       >>> round(float(unit_silu(jnp.array(1.0))), 4)
-      1.2257
+      1.2256
     """
     return jax.nn.silu(x) * np.asarray(_SILU_GAIN, x.dtype)
 
