@@ -8,8 +8,8 @@ The host side (`plan_budget`, `pack`, `batch`, `pad`, `stack`) is NumPy; the mas
 
 Law: for every model `f` on graphs and every budget that fits, `f(pad(g, budget))` equals `f(g)` on real items.
 
-Reference: Godwin et al. 2020, jraph (whose `zero_out_padding` and `get_fully_connected_graph` do not run on current
-JAX and are not used here).
+Reference: Godwin et al. 2020, jraph (whose `zero_out_padding` and `with_zero_out_padding_outputs` call the removed
+`jax.tree_map` and are not used here).
 """
 
 # pyright: reportArgumentType=false, reportOptionalMemberAccess=false
