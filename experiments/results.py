@@ -17,7 +17,7 @@ import numpy as np
 
 import equivariant_jax
 
-__all__ = ["RESULTS", "check_claims", "environment", "read_all", "summarise", "write"]
+__all__ = ["RESULTS", "check_claims", "dump", "environment", "read_all", "summarise", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 CLAIM_FIELDS = {"card", "point", "statement", "bar", "value", "holds"}
@@ -126,10 +126,22 @@ def write(path: Path, content: Mapping[str, Any]) -> Path:
     Returns:
       The path.
     """
-    full = {**content, **environment(), "command": "python -m experiments " + " ".join(sys.argv[1:])}
+    return dump(path, {**content, **environment(), "command": "python -m experiments " + " ".join(sys.argv[1:])})
+
+
+def dump(path: Path, content: Mapping[str, Any]) -> Path:
+    """Writes JSON, replacing the file at once; NaN and infinities become strings.
+
+    Args:
+      path: file to write.
+      content: JSON-able values; dataclasses, paths and scalars are converted.
+
+    Returns:
+      The path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_plain(full), indent=1, ensure_ascii=False) + "\n")
+    temporary.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
     return path
 

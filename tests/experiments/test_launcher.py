@@ -156,3 +156,18 @@ def test_markers_are_needed():
 
 def test_readme_is_what_the_results_say():
     assert report.main(check=True) == 0
+
+
+def test_claims_follow_their_code(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert launcher.main(["room.toy", "cpu", "--workdir", str(tmp_path / "runs"), "--seed", "7", "--save"]) == 0
+    path = tmp_path / "room.toy.cpu.json"
+    before = json.loads(path.read_text())
+    assert before["claims"][0]["holds"] is False
+    assert report.refresh_claims(tmp_path) == []
+    claims = stand_in.claims
+    monkeypatch.setattr(stand_in, "claims", lambda metrics: [{**claims(metrics)[0], "bar": 20, "holds": True}])
+    assert report.refresh_claims(tmp_path) == ["room.toy.cpu"]
+    after = json.loads(path.read_text())
+    assert after["claims"][0]["holds"] is True
+    assert {k: v for k, v in after.items() if k != "claims"} == {k: v for k, v in before.items() if k != "claims"}
