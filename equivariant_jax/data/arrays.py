@@ -10,6 +10,7 @@ import math
 import os
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ __all__ = ["DEFLATE_LIMIT", "read_npz"]
 DEFLATE_LIMIT = 1032
 """How many times deflate can expand its input at most (zlib's technical notes); a header that needs more lies."""
 
+# What zipfile raises on damaged archives: its own error, zlib's, and those of seeks and fields that make no sense.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, struct.error, Warning)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _SIZE = rb"(?:0|[1-9]\d{0,18})"
 _HEADER = re.compile(
@@ -68,7 +71,8 @@ def _members(path: Path) -> dict[str, bytes]:
     size = path.stat().st_size
     contents: dict[str, bytes] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        # Newer Pythons only warn of overlapping members; a sound archive has none.
+        with warnings.catch_warnings(action="error"), zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
                 if name == member.filename or name in contents:
@@ -84,7 +88,16 @@ def _members(path: Path) -> dict[str, bytes]:
         if announced != min(len(contents), 0xFFFF) or not contents:
             raise ValueError(f"{announced} members are announced, and {len(contents)} are listed")
     # What zipfile raises on damaged archives: its own error, zlib's, and those of seeks and fields that make no sense.
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+        Warning,
+    ) as error:
         raise ValueError(f"{path}: not a sound npz archive ({error})") from error
     return contents
 

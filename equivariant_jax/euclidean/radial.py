@@ -6,12 +6,28 @@ derivatives, so energies and forces stay continuous when an atom enters or leave
 Reference: Gasteiger, Gross, Guennemann 2020, arXiv:2003.03123, eqs. 7 and 8.
 """
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
 from equivariant_jax.core.typing import Array
 
 __all__ = ["bessel_basis", "polynomial_cutoff"]
+
+
+def _sine_over(t: Array) -> Array:
+    """`sin(t) / t` of any shape, with derivatives of every order that are right at zero.
+
+    Not `jnp.sinc`: in jax 0.12 it evaluates a polynomial primitive that `shard_map` refuses.
+    """
+    small = jnp.abs(t) < 0.5
+    square = jnp.where(small, t * t, jnp.zeros_like(t))
+    series = jnp.zeros_like(t)
+    for k in range(8, -1, -1):  # the next term, 0.25^9 / 19!, is below float64 rounding
+        series = series * square + np.asarray((-1) ** k / math.factorial(2 * k + 1), t.dtype)
+    safe = jnp.where(small, jnp.ones_like(t), t)
+    return jnp.where(small, series, jnp.sin(safe) / safe)
 
 
 def bessel_basis(distance: Array, num_bessel: int, r_max: float) -> Array:
@@ -38,10 +54,9 @@ def bessel_basis(distance: Array, num_bessel: int, r_max: float) -> Array:
     distance = jnp.asarray(distance)
     dtype = distance.dtype
     order = np.arange(1, num_bessel + 1)
-    # jnp.sinc is sin(pi t)/(pi t) with derivatives of every order that are right at zero.
-    reduced = distance[..., None] * np.asarray(order / r_max, dtype).reshape((1,) * distance.ndim + (-1,))
+    phase = distance[..., None] * np.asarray(np.pi * order / r_max, dtype).reshape((1,) * distance.ndim + (-1,))
     limits = np.asarray(np.sqrt(2 / r_max) * np.pi * order / r_max, dtype).reshape((1,) * distance.ndim + (-1,))
-    return jnp.sinc(reduced) * limits
+    return _sine_over(phase) * limits
 
 
 def polynomial_cutoff(distance: Array, r_max: float, p: int = 5) -> Array:

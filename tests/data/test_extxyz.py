@@ -9,9 +9,6 @@ from equivariant_jax.data.extxyz import read_extxyz, write_extxyz
 from equivariant_jax.data.extxyz_header import format_header, parse_header
 from equivariant_jax.data.structures import AtomicStructure
 
-# ase 3.29 sets the shape of arrays in place, which NumPy 2.5 deprecates (November 2026).
-pytestmark = pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning:ase")
-
 PLAIN = "species:S:1:pos:R:3"
 FRAME = """2
 Lattice="5.0 0.0 0.0 1.0 6.0 0.0 0.0 0.0 7.0" Properties=species:S:1:pos:R:3:forces:R:3:weight:R:1:tag:I:1:fixed:L:1 \

@@ -27,9 +27,6 @@ from equivariant_jax.data.extxyz import read_extxyz, write_extxyz
 from equivariant_jax.data.images import read_idx
 from equivariant_jax.data.structures import AtomicStructure
 
-# ase 3.29 sets the shape of arrays in place, which NumPy 2.5 deprecates (November 2026).
-pytestmark = pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning:ase")
-
 FILES_PER_READER = 400
 SECONDS_PER_FILE = 20
 HOSTILE = (

@@ -19,9 +19,6 @@ from equivariant_jax.data.molecules import (
 from equivariant_jax.data.sources import MissingDataError, find_data_file
 from equivariant_jax.data.structures import isolated_atom_energies
 
-# ase 3.29 sets the shape of arrays in place, which NumPy 2.5 deprecates (November 2026).
-pytestmark = pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning:ase")
-
 needs_data = pytest.mark.skipif("EQUIVARIANT_JAX_DATA" not in os.environ, reason="EQUIVARIANT_JAX_DATA is not set")
 COUNTS = {"train_300K": 500, "validation_300K": 100, "test_300K": 300, "test_600K": 300}
 

@@ -11,9 +11,6 @@ from equivariant_jax.data import neighbours
 from equivariant_jax.data.neighbours import neighbour_list, to_graph
 from equivariant_jax.data.structures import AtomicStructure
 
-# ase 3.29 sets the shape of arrays in place, which NumPy 2.5 deprecates (November 2026).
-pytestmark = pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning:ase")
-
 TRICLINIC = np.array([[4.0, 0.0, 0.0], [1.9, 3.5, 0.0], [-1.3, 1.7, 5.0]])
 SMALL = np.array([[1.5, 0.2, 0.0], [0.7, 1.4, 0.1], [-0.2, 0.4, 1.9]])
 SKEWED = np.array([[3.0, 0.0, 0.0], [8.5, 3.0, 0.0], [-7.0, 9.0, 3.0]])

@@ -9,9 +9,6 @@ from ase.build import bulk, molecule
 from equivariant_jax.data.conversion import from_ase, to_ase
 from equivariant_jax.data.structures import SYMBOLS, AtomicStructure, atomic_number, isolated_atom_energies
 
-# ase 3.29 sets the shape of arrays in place, which NumPy 2.5 deprecates (November 2026).
-pytestmark = pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning:ase")
-
 WATER = {"numbers": [8, 1, 1], "positions": [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]}
 
 
