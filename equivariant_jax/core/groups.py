@@ -464,6 +464,19 @@ class SpecialEuclidean(Affine):
         m = jax.scipy.linalg.expm(jnp.concatenate([top, jnp.zeros((1, self.n + 1), v.dtype)]))
         return AffineElement(m[:-1, :-1], m[:-1, -1])
 
+    def log(self, g: AffineElement) -> Array:
+        """Algebra coordinates `[n (n-1) / 2 + n]` of a motion that turns by less than pi, for n = 2 and n = 3.
+
+        Raises:
+          ValueError: for n > 3, where no closed form is provided.
+        """
+        turn = self.linear.log(g.matrix)
+        # translation = V velocity with V the mean rotation on the way, a block of one larger exponential.
+        skew, eye = self.linear._skew(turn), jnp.eye(self.n, dtype=turn.dtype)
+        top = jnp.concatenate([skew, eye], axis=1)
+        mean = jax.scipy.linalg.expm(jnp.concatenate([top, jnp.zeros_like(top)]))[: self.n, self.n :]
+        return jnp.concatenate([turn, jnp.linalg.solve(mean, g.translation)])
+
 
 @dataclasses.dataclass(frozen=True)
 class Product:

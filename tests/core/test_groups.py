@@ -130,6 +130,14 @@ def test_screw_motion(x64):
     np.testing.assert_allclose(g.translation, [np.sin(t), 1 - np.cos(t), 0.0], atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("scale", [0.0, 1e-5, 1.0])
+def test_motion_log_inverts_exp(n, scale, x64):
+    group = groups.SpecialEuclidean(n, "float64")
+    v = scale * jnp.asarray([0.7, -1.0, 0.5, 2.0, 3.0, -4.0][: n * (n - 1) // 2 + n], jnp.float64)
+    np.testing.assert_allclose(group.log(group.exp(v)), v, rtol=1e-7, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "make",
     [
