@@ -77,7 +77,7 @@ ALL_PAIRS = [(i, j) for j in range(NUM_ATOMS) for i in range(NUM_ATOMS) if i != 
 
 
 def _potential_inputs(key, dtype):
-    """Two molecules (5 atoms each is too many for the budget, so 5 and none) as one padded batch of flat arrays."""
+    """One molecule of five atoms and one without atoms, as one padded batch of flat arrays."""
     places = np.array([[0.0, 0, 0], [1.1, 0, 0], [0, 1.2, 0], [0, 0, 1.3], [0.9, 0.9, 0.8]])
     positions = jnp.asarray(places, dtype) + jnp.asarray(0.1, dtype) * jax.random.normal(key, places.shape, dtype)
     positions = jnp.concatenate([positions, jnp.zeros((BUDGET.n_node - NUM_ATOMS, 3), dtype)])

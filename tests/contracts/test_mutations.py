@@ -1,4 +1,4 @@
-"""The contract suite can fail: twelve planted faults, each caught by the contract that is there for it.
+"""The contract suite can fail: thirteen planted faults, each caught by the contract that is there for it.
 
 The sound layer sends messages over all pairs of a masked point cloud. Every fault below is a mistake that has been made
 in published code; each changes one thing, and all other contracts still pass where they should.
