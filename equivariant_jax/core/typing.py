@@ -1,11 +1,10 @@
 """Names of the types that signatures share."""
 
-from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 
-__all__ = ["Array", "Dtype", "PRNGKey", "PyTree", "Shape", "StaticFunction"]
+__all__ = ["Array", "PRNGKey", "PyTree"]
 
 Array = jax.Array
 """A JAX array; functions also accept NumPy arrays wherever this stands."""
@@ -15,8 +14,3 @@ PRNGKey = jax.Array
 
 PyTree = Any
 """Any nesting of tuples, lists, dicts and registered nodes with arrays as leaves."""
-
-Shape = tuple[int, ...]
-Dtype = Any
-StaticFunction = Callable[..., Any] | Hashable
-"""A value that must be hashable because it is static under `jit`."""
