@@ -20,9 +20,11 @@ relabelling of atoms.
 """
 
 from equivariant_jax.core.sphere import sphere_table
-from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convolution_slots, gaunt_table
+from equivariant_jax.euclidean.bracket import spherical_poisson_bracket
+from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convolution_slots
 from equivariant_jax.euclidean.dynamics import potential_calculator
-from equivariant_jax.euclidean.gaunt import gaunt_polynomial, gaunt_power, gaunt_tensor_product
+from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
+from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
 from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.interatomic import (
     InteratomicPotential,
@@ -41,6 +43,7 @@ from equivariant_jax.euclidean.irreps import (
     lmax_of,
     num_coefficients,
 )
+from equivariant_jax.euclidean.many_body import gaunt_polynomial, gaunt_power
 from equivariant_jax.euclidean.neighbours import NeighbourSlots, neighbour_slots
 from equivariant_jax.euclidean.pair_potential import PairPotential, fit_pair_potential, pair_features
 from equivariant_jax.euclidean.quadrature import (
@@ -84,5 +87,6 @@ __all__ = [
     "sphere_quadrature",
     "sphere_table",
     "spherical_harmonics",
+    "spherical_poisson_bracket",
     "to_sphere_grid",
 ]

@@ -13,45 +13,17 @@ Law: `conv(D x, R vectors) == D conv(x, vectors)`; permuting the edges of a node
 Reference: Luo et al. 2024, arXiv:2401.10216, section 3.2.
 """
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from equivariant_jax.core.segments import segment_sum
-from equivariant_jax.core.sphere import sphere_table
 from equivariant_jax.core.typing import Array
+from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
 from equivariant_jax.euclidean.irreps import degree_slices, expand_degrees, lmax_of, num_coefficients
-from equivariant_jax.euclidean.quadrature import from_sphere_grid, sphere_quadrature, to_sphere_grid
+from equivariant_jax.euclidean.quadrature import from_sphere_grid, to_sphere_grid
 
-__all__ = ["gaunt_convolution", "gaunt_convolution_slots", "gaunt_table"]
-
-
-@functools.cache
-def gaunt_table(lmax1: int, lmax2: int, lmax3: int) -> np.ndarray:
-    """Tabulates `int Y_k1 Y_k2 Y_k3 dOm` by exact quadrature.
-
-    Args:
-      lmax1: largest degree of the first harmonic.
-      lmax2: largest degree of the second.
-      lmax3: largest degree of the third.
-
-    Returns:
-      float64 array of shape `[(lmax1+1)**2, (lmax2+1)**2, (lmax3+1)**2]`, read-only.
-
-    Example:
-      >>> float((gaunt_table(0, 1, 1)[0, 1, 1] * np.sqrt(4 * np.pi)).round(9))
-      1.0
-    """
-    rule = sphere_quadrature(lmax1 + lmax2 + lmax3, "gauss")
-    tables = sphere_table(rule.points, max(lmax1, lmax2, lmax3))
-    first, second, third = (tables[:, : num_coefficients(l)] for l in (lmax1, lmax2, lmax3))
-    products = (first[:, :, None] * second[:, None, :]).reshape(len(tables), -1)
-    table = (products.T @ (third * rule.weights[:, None])).reshape(first.shape[1], second.shape[1], third.shape[1])
-    table[np.abs(table) < 1e-14] = 0.0
-    table.setflags(write=False)
-    return table
+__all__ = ["gaunt_convolution", "gaunt_convolution_slots"]
 
 
 def gaunt_convolution(

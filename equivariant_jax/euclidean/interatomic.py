@@ -15,13 +15,15 @@ Law: for every rotation or reflection R, shift t and permutation P, `E(P(R x + t
 
 Differences from MACE: one Gaunt path per order instead of all Clebsch-Gordan paths (expressivity comes back through the
 channel mixing), a residual with weights per element and degree instead of one matrix per element, and a bias-free
-radial network that makes an edge vanish smoothly at the cut-off.
+radial network that makes an edge vanish smoothly at the cut-off. `convolution="cg"` and `contraction="cg"` bring MACE's
+own products back in step 1 and step 2 and change nothing else: the twin to compare with. The paper's MACE-Gaunt has the
+convolution of the one and the contraction of the other.
 
 References: Batatia et al. 2022, arXiv:2206.07697; Luo et al. 2024, arXiv:2401.10216.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,11 +37,13 @@ from equivariant_jax.core.linalg import safe_norm
 from equivariant_jax.core.segments import segment_sum
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
 from equivariant_jax.euclidean.convolution import gaunt_convolution_slots
-from equivariant_jax.euclidean.gaunt import gaunt_polynomial
+from equivariant_jax.euclidean.coupling import cg_convolution_slots, coupling_paths
 from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.irreps import degree_linear, expand_degrees
+from equivariant_jax.euclidean.many_body import gaunt_polynomial
 from equivariant_jax.euclidean.neighbours import neighbour_slots
 from equivariant_jax.euclidean.radial import bessel_basis, polynomial_cutoff
+from equivariant_jax.euclidean.symmetric_contraction import contraction_paths, symmetric_contraction
 from equivariant_jax.nn.mlp import mlp_apply, mlp_init
 
 __all__ = [
@@ -75,6 +79,8 @@ class PotentialConfig:
       energy_scale: unit of the network's atomic energies in eV.
       energy_shift: mean interaction energy per atom in eV.
       reference_energies: energy of an isolated atom of each species in eV, or empty for zero.
+      convolution: products over neighbours, "gaunt" (radial functions per degree) or "cg" (per Clebsch-Gordan path).
+      contraction: many-body products, "gaunt" (powers on the sphere) or "cg" (MACE's symmetric contraction).
     """
 
     species: tuple[int, ...]
@@ -93,6 +99,8 @@ class PotentialConfig:
     energy_scale: float = 1.0
     energy_shift: float = 0.0
     reference_energies: tuple[float, ...] = ()
+    convolution: Literal["gaunt", "cg"] = "gaunt"
+    contraction: Literal["gaunt", "cg"] = "gaunt"
 
     def __post_init__(self):
         if not self.species or len(set(self.species)) != len(self.species):
@@ -104,6 +112,11 @@ class PotentialConfig:
         if self.reference_energies and len(self.reference_energies) != len(self.species):
             raise ValueError(
                 f"reference_energies has {len(self.reference_energies)} entries for {len(self.species)} species."
+            )
+        if not {self.convolution, self.contraction} <= {"gaunt", "cg"}:
+            raise ValueError(
+                f'convolution and contraction must be "gaunt" or "cg", got {self.convolution!r} and '
+                f"{self.contraction!r}."
             )
 
 
@@ -133,6 +146,23 @@ def _lmax_out(config: PotentialConfig, layer: int) -> int:
     return 0 if layer == config.layers - 1 else config.hidden_lmax
 
 
+def _convolution_scales(config: PotentialConfig, layer: int) -> np.ndarray:
+    # Standard deviation of the kernel behind each radial function (a degree, or a path), so that mixing keeps variance.
+    if config.convolution == "gaunt":
+        return np.full(config.lmax + 1, config.channels**-0.5)
+    ends = np.array([l3 for *_, l3 in coupling_paths(_lmax_in(config, layer), config.lmax, config.lmax)])
+    return (config.channels * np.bincount(ends)[ends]) ** -0.5
+
+
+def _product_scales(config: PotentialConfig, layer: int) -> np.ndarray:
+    # Standard deviation of the weights of each power [correlation, lmax_out + 1] or path [paths]: all orders alike.
+    shape = (config.correlation, _lmax_out(config, layer) + 1)
+    if config.contraction == "gaunt":
+        return np.full(shape, config.correlation**-0.5)
+    counts = np.ravel(contraction_paths(config.lmax, _lmax_out(config, layer), config.correlation))
+    return np.repeat((config.correlation * counts) ** -0.5, counts)
+
+
 def potential_init(key: PRNGKey, config: PotentialConfig, *, dtype=jnp.float32) -> PyTree:
     """Draws parameters with which activations are O(1) at every layer.
 
@@ -155,23 +185,25 @@ def potential_init(key: PRNGKey, config: PotentialConfig, *, dtype=jnp.float32) 
     def normal(key, shape, scale):
         return jax.random.normal(key, shape, dtype) * np.asarray(scale, dtype)
 
+    def scaled(key, before, scales):
+        return normal(key, (*before, *scales.shape, channels), scales.reshape((1,) * len(before) + scales.shape + (1,)))
+
     params: dict[str, Any] = {"embedding": normal(keys[0], (num_species, channels), 1.0)}
     for layer in range(config.layers):
         l_in, l_out = _lmax_in(config, layer), _lmax_out(config, layer)
         k_up, k_radial, k_mix, k_product, k_out, k_skip, k_readout = jax.random.split(keys[layer + 1], 7)
         kernel = channels**-0.5
+        mixing = _convolution_scales(config, layer)
         entry = {
             "up": normal(k_up, (l_in + 1, channels, channels), kernel),
             "radial": mlp_init(
                 k_radial,
-                (config.num_bessel, *config.radial_hidden, (config.lmax + 1) * channels),
+                (config.num_bessel, *config.radial_hidden, len(mixing) * channels),
                 use_bias=False,
                 dtype=dtype,
             ),
-            "mix": normal(k_mix, (config.lmax + 1, channels, channels), kernel),
-            "product": normal(
-                k_product, (num_species, config.correlation, l_out + 1, channels), config.correlation**-0.5
-            ),
+            "mix": normal(k_mix, (len(mixing), channels, channels), mixing[:, None, None]),
+            "product": scaled(k_product, (num_species,), _product_scales(config, layer)),
             "out": normal(k_out, (l_out + 1, channels, channels), kernel),
             "readout": mlp_init(k_readout, (channels, 1), use_bias=False, dtype=dtype)
             if layer < config.layers - 1
@@ -204,17 +236,33 @@ def _neighbourhood(vectors: Array, mask: Array, senders: Array, config: Potentia
     return _Neighbourhood(harmonics, basis * envelope[..., None], senders)
 
 
+def _neighbour_sum(entry, x, around: _Neighbourhood, config: PotentialConfig, layer: int, precision) -> Array:
+    radial = mlp_apply(entry["radial"], around.basis, precision=precision)
+    radial = radial.reshape((*radial.shape[:-1], -1, config.channels))
+    x = degree_linear(entry["up"], x)
+    if config.convolution == "cg":
+        summed = cg_convolution_slots(
+            x, around.harmonics, radial, around.senders,
+            lmax_out=config.lmax, kernels=entry["mix"], normalization="component", precision=precision,
+        )  # fmt: skip
+        return summed * np.asarray(1 / config.average_neighbours, x.dtype)
+    # Unit-variance coefficients of degrees up to L give a product of variance (L + 1)^2 / (4 pi) (at degree zero).
+    summed = gaunt_convolution_slots(x, around.harmonics, radial, around.senders, lmax_out=config.lmax) * np.asarray(
+        (4 * np.pi) ** 0.5 / (config.average_neighbours * (_lmax_in(config, layer) + 1)), x.dtype
+    )
+    return degree_linear(entry["mix"], summed)
+
+
 def _layer(entry, x, species, around: _Neighbourhood, config: PotentialConfig, layer: int, precision) -> Array:
     l_in, l_out = _lmax_in(config, layer), _lmax_out(config, layer)
-    dtype = x.dtype
-    radial = mlp_apply(entry["radial"], around.basis, precision=precision)
-    radial = radial.reshape((*radial.shape[:-1], config.lmax + 1, config.channels))
-    # Unit-variance coefficients of degrees up to L give a product of variance (L + 1)^2 / (4 pi) (at degree zero).
-    gathered = gaunt_convolution_slots(
-        degree_linear(entry["up"], x), around.harmonics, radial, around.senders, lmax_out=config.lmax
-    ) * np.asarray((4 * np.pi) ** 0.5 / (config.average_neighbours * (l_in + 1)), dtype)
-    gathered = degree_linear(entry["mix"], gathered)
-    product = gaunt_polynomial(gathered, entry["product"][species], lmax_out=l_out, precision=precision)
+    gathered = _neighbour_sum(entry, x, around, config, layer, precision)
+    weights = entry["product"][species]
+    if config.contraction == "cg":
+        product = symmetric_contraction(
+            gathered, weights, lmax_out=l_out, order=config.correlation, precision=precision
+        )
+    else:
+        product = gaunt_polynomial(gathered, weights, lmax_out=l_out, precision=precision)
     out = degree_linear(entry["out"], product)
     if "skip" in entry:
         kept = degree_linear(entry["skip"], x[:, : (min(l_in, l_out) + 1) ** 2])

@@ -166,7 +166,7 @@ LAYERS = [
     Layer(
         name="euclidean.gaunt_tensor_product (component, truncated)",
         function=lambda params, x, y: gaunt_tensor_product(
-            x, y, lmax_out=1, normalization="component", kind="gauss", out_weights=params["w"].reshape(1, 2)
+            x, y, lmax_out=1, normalization="component", method="separable", weights=(None, None, params["w"].reshape(1, 2))
         ),
         make=lambda key, dtype: ({"w": jnp.asarray([0.5, 2.0], dtype)}, _normal((4, 9), (4, 9))(key, dtype)[1]),
         laws=(Law(O3, (FIELD(2), FIELD(2)), FIELD(1)),),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from equivariant_jax.core.representations import wigner_d
-from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convolution_slots, gaunt_table
+from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convolution_slots
 from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
+from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
 from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.irreps import degree_index
 from equivariant_jax.euclidean.neighbours import neighbour_slots

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from equivariant_jax.core.representations import wigner_d
-from equivariant_jax.euclidean.gaunt import gaunt_polynomial, gaunt_power, gaunt_tensor_product
+from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
 from equivariant_jax.euclidean.irreps import expand_degrees
+
+
+METHODS = ["auto", "grid", "quadrant", "octant", "separable", "fourier", "sparse"]
 
 
 def normal(seed, *shape):
@@ -47,14 +50,14 @@ def gaunt_factor(a, b, c):
     return np.sqrt((2 * a + 1) * (2 * b + 1) * (2 * c + 1) / (4 * np.pi) * threej_squared(a, b, c))
 
 
-@pytest.mark.parametrize("kind", ["lebedev", "gauss"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("l1", "l2", "l3"), [(0, 0, 0), (1, 1, 2), (2, 3, 1), (3, 3, 6), (4, 4, 4), (4, 4, 8), (1, 2, 5)]
 )
-def test_equals_the_clebsch_gordan_sum(x64, kind, l1, l2, l3):
+def test_equals_the_clebsch_gordan_sum(x64, method, l1, l2, l3):
     x, y = normal(0, 5, (l1 + 1) ** 2), normal(1, 5, (l2 + 1) ** 2)
     expected = clebsch_gordan_sum(np.asarray(x), np.asarray(y), l3, gaunt_factor)
-    z = gaunt_tensor_product(x, y, lmax_out=l3, kind=kind)
+    z = gaunt_tensor_product(x, y, lmax_out=l3, method=method)
     assert np.abs(z - expected).max() <= 1e-12 * np.abs(expected).max()
 
 
@@ -128,30 +131,9 @@ def test_symmetric_in_its_three_arguments(x64):
 def test_weights_per_degree_scale_inputs_and_output(x64):
     x, y = normal(0, 2, 3, 9), normal(1, 16)
     wx, wy, wz = normal(2, 3, 3), normal(3, 4), normal(4, 2, 3, 5)
-    z = gaunt_tensor_product(x, y, lmax_out=4, x_weights=wx, y_weights=wy, out_weights=wz)
+    z = gaunt_tensor_product(x, y, lmax_out=4, weights=(wx, wy, wz))
     plain = gaunt_tensor_product(x * expand_degrees(wx)[None], y * expand_degrees(wy), lmax_out=4)
     np.testing.assert_allclose(z, plain * expand_degrees(wz), atol=1e-13)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_power_is_a_chain_of_products(x64, order):
-    x = normal(0, 3, 9)
-    chain = x
-    for _ in range(order - 1):
-        chain = gaunt_tensor_product(chain, x)
-    np.testing.assert_allclose(gaunt_power(x, order), chain[:, :9], atol=1e-12)
-    np.testing.assert_allclose(gaunt_power(x.T, order, axis=0), chain[:, :9].T, atol=1e-12)
-
-
-def test_polynomial_is_the_weighted_sum_of_powers(x64):
-    x, weights = normal(0, 5, 9, 4), normal(1, 5, 3, 2, 4)
-    out = gaunt_polynomial(x, weights, lmax_out=1)
-    c = np.sqrt(4 * np.pi) / 3
-    expected = 0.0
-    for nu in (1, 2, 3):
-        power = jnp.swapaxes(gaunt_power(jnp.swapaxes(x, -1, -2), nu, lmax_out=1), -1, -2)
-        expected = expected + expand_degrees(weights[:, nu - 1], axis=-2) * power * c ** (nu - 1)
-    np.testing.assert_allclose(out, expected, atol=1e-12)
 
 
 def test_float32_stays_float32_and_accurate(x64):
@@ -179,13 +161,124 @@ def test_bad_input_is_named():
     x = jnp.ones(4)
     with pytest.raises(ValueError, match="5"):
         gaunt_tensor_product(jnp.ones(5), x)
-    with pytest.raises(ValueError, match="fourier"):
-        gaunt_tensor_product(x, x, method="fourier")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="quadrature"):
+        gaunt_tensor_product(x, x, method="quadrature")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unit"):
         gaunt_tensor_product(x, x, normalization="unit")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="y_weights"):
-        gaunt_tensor_product(x, x, y_weights=jnp.ones(3))
-    with pytest.raises(ValueError, match="order"):
-        gaunt_power(x, 0)
-    with pytest.raises(ValueError, match="gaunt_polynomial"):
-        gaunt_polynomial(jnp.ones((9, 2)), jnp.ones((3, 2, 2)), lmax_out=2)
+    with pytest.raises(ValueError, match=r"weights\[1\]"):
+        gaunt_tensor_product(x, x, weights=(None, jnp.ones(3), None))
+    with pytest.raises(ValueError, match="tuple"):
+        gaunt_tensor_product(x, x, weights=jnp.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="length 2"):
+        gaunt_tensor_product(x, x, weights=(None, None))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bfloat16"):
+        gaunt_tensor_product(x, x.astype("bfloat16"))
+    with pytest.raises(ValueError, match="lmax_out"):
+        gaunt_tensor_product(x, x, lmax_out=-1)
+    with pytest.raises(ValueError, match="bfloat16"):
+        gaunt_tensor_product(x.astype("bfloat16"), x.astype("bfloat16"), method="fourier")
+
+
+@pytest.mark.parametrize("l", [6, 10, 16])
+def test_routes_agree(x64, l):
+    x, y = normal(0, 3, (l + 1) ** 2), normal(1, 3, (l + 1) ** 2)
+    expected = gaunt_tensor_product(x, y, method="grid")
+    for method in ("quadrant", "octant", "separable", "fourier"):
+        z = gaunt_tensor_product(x, y, method=method)
+        assert np.abs(z - expected).max() <= 1e-11 * np.abs(expected).max(), method
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("normalization", ["norm", "component"])
+def test_routes_agree_in_every_normalization(x64, method, normalization):
+    x, y = normal(0, 3, 9), normal(1, 3, 16)
+    # Degrees above 2 + 3 are asked for and empty.
+    z = gaunt_tensor_product(x, y, lmax_out=7, method=method, normalization=normalization)
+    expected = gaunt_tensor_product(x, y, lmax_out=5, method="sparse", normalization=normalization)
+    np.testing.assert_allclose(z[:, :36], expected, atol=1e-12)
+    assert not np.any(z[:, 36:])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("left", "right"), [((7, 3), (7, 1)), ((3,), (5, 3)), ((5, 1), (1, 4)), ((), (2,)), ((0,), (0,)), ((1,), (1,))]
+)
+def test_leading_axes_broadcast(x64, method, left, right):
+    x, y = normal(0, *left, 4), normal(1, *right, 9)
+    shape = np.broadcast_shapes(left, right)
+    z = gaunt_tensor_product(x, y, method=method)
+    full = gaunt_tensor_product(
+        jnp.broadcast_to(x, (*shape, 4)).reshape(-1, 4), jnp.broadcast_to(y, (*shape, 9)).reshape(-1, 9), method="sparse"
+    )
+    assert z.shape == (*shape, 16)
+    np.testing.assert_allclose(z.reshape(-1, 16), full, atol=1e-13)
+
+
+@pytest.mark.parametrize("rows", [255, 256, 509, 1024, 1031])
+def test_blocks_of_rows_are_invisible(x64, rows):
+    # 509 and 1031 are prime: the last block is padded.
+    x, y = normal(0, rows, 4), normal(1, rows, 4)
+    z, back = jax.value_and_grad(lambda x: jnp.sum(gaunt_tensor_product(x, y, method="grid") ** 2))(x)
+    expected, slope = jax.value_and_grad(lambda x: jnp.sum(gaunt_tensor_product(x, y, method="sparse") ** 2))(x)
+    np.testing.assert_allclose(z, expected, rtol=1e-13)
+    np.testing.assert_allclose(back, slope, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_derivatives_of_every_order_and_mode(x64, method):
+    x, y, u, v = (normal(seed, 3, 9) for seed in range(4))
+
+    def product(x, y):
+        return gaunt_tensor_product(x, y, lmax_out=2, method=method)
+
+    # Bilinear: the derivative is the product itself, with one argument exchanged.
+    value, tangent = jax.jvp(product, (x, y), (u, v))
+    np.testing.assert_allclose(tangent, product(u, y) + product(x, v), atol=1e-12)
+    # Symmetric in three arguments: so is the cotangent.
+    _, pull = jax.vjp(product, x, y)
+    np.testing.assert_allclose(pull(v)[0], product(y, v), atol=1e-12)
+    np.testing.assert_allclose(pull(v)[1], product(x, v), atol=1e-12)
+
+    def energy(x):
+        return jnp.sum(jnp.sin(product(x, y)))
+
+    forward_over_reverse = jax.jvp(jax.grad(energy), (x,), (u,))[1]
+    reverse_over_reverse = jax.grad(lambda x: jnp.vdot(jax.grad(energy)(x), u))(x)
+    reverse_over_forward = jax.grad(lambda x: jax.jvp(energy, (x,), (u,))[1])(x)
+    np.testing.assert_allclose(reverse_over_reverse, forward_over_reverse, atol=1e-11)
+    np.testing.assert_allclose(reverse_over_forward, forward_over_reverse, atol=1e-11)
+    batched = jax.vmap(jax.grad(lambda x, y: jnp.sum(jnp.sin(gaunt_tensor_product(x, y, lmax_out=2, method=method)))))
+    np.testing.assert_allclose(batched(x, y), jax.grad(energy)(x), atol=1e-12)
+
+
+def test_only_the_inputs_are_kept_for_the_backward_pass():
+    # Values on the grid of degree 32 would be 434 numbers a row and operand; x and y are 81 each.
+    def kept(rows):
+        x = jnp.ones((rows, 81))
+        _, pull = jax.vjp(lambda x, y: gaunt_tensor_product(x, y, method="octant"), x, x)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    # The constants (harmonics on the grid) may be kept too; they do not grow with the batch.
+    assert kept(48) - kept(24) == 2 * 24 * 81
+
+
+def _dots(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _dots(inner)
+
+
+@pytest.mark.parametrize("method", ["grid", "octant", "separable", "fourier"])
+def test_precision_reaches_every_matrix_product(method):
+    x = jnp.ones((5, 9))
+    for precision in (jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST, jax.lax.DotAlgorithmPreset.F32_F32_F32):
+        closed = jax.make_jaxpr(lambda x: gaunt_tensor_product(x, x, method=method, precision=precision))(x)  # noqa: B023
+        found = [equation.params["precision"] for equation in _dots(closed.jaxpr)]
+        assert len(found) >= 6
+        for value in found:
+            values = value if isinstance(value, tuple) else (value,)
+            assert set(values) <= {precision} or (precision is jax.lax.Precision.DEFAULT and value is None)

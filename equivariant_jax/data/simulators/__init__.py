@@ -1,0 +1,28 @@
+"""Simulators in plain NumPy, seeded; each module's docstring is the specification of what it simulates.
+
+Symmetry: what a simulation commutes with is stated and tested per module.
+
+- `charged_particles`: five charged particles in free space (the n-body task of EGNN and SEGNN).
+
+    >>> from equivariant_jax.data import simulators
+    >>> simulators.simulate_charged_particles(1, seed=0, num_steps=200).charges.shape
+    (1, 5)
+"""
+
+from equivariant_jax.data.simulators.charged_particles import (
+    ChargedTask,
+    ChargedTrajectories,
+    charged_energy,
+    charged_particles_splits,
+    evolve_charged_particles,
+    simulate_charged_particles,
+)
+
+__all__ = [
+    "ChargedTask",
+    "ChargedTrajectories",
+    "charged_energy",
+    "charged_particles_splits",
+    "evolve_charged_particles",
+    "simulate_charged_particles",
+]

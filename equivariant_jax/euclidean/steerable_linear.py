@@ -1,0 +1,433 @@
+r"""Linear maps of steerable features whose matrices depend on the geometry, and the gate that follows them.
+
+Features are coefficients `[parities, (lmax + 1)**2, channels, ...]`: the first parity is natural (degree l changes by
+(-1)^l under inversion), the second, if there is one, pseudo (by -(-1)^l). Every feature of O(3) is one of the two. Items
+(batch, nodes, edges) come last: at the low degrees of such networks the products are short sums, and this way each term
+runs over long rows, which on CPU is several times faster than coefficients last. A map multiplies features x with natural
+attributes a (spherical harmonics of directions) and mixes channels,
+
+  "cg", "cg_odd"            z_{l3} = sum_{l1, l2} [ (x_{l1} V_{l1 l2 l3}) (x) a_{l2} ]_{l3},   a matrix V for each path;
+  "gaunt", "gaunt_bracket"  z_{l3} = GTP(x V, w a)_{l3} U_{l3},   matrices before and after, a factor w for each channel
+                            and attribute degree, one product per channel.
+
+"cg" and "gaunt" hold the paths with l1 + l2 + l3 even: natural stays natural, and no output tells a shape from its mirror
+image. "cg_odd" adds the Clebsch-Gordan paths with l1 + l2 + l3 odd, "gaunt_bracket" the spherical Poisson bracket {x V,
+w' a}, which holds the same paths; both turn natural into pseudo and pseudo into natural.
+
+Laws: `map(D x, D a) == D map(x, a)` for O(3); with several inputs, `map((x, y), a) == map((x, 0), a) + map((0, y), a)` up
+to the bias, which only natural scalars have.
+
+References: Brandstetter et al. 2022, arXiv:2110.02905, eqs. 6 to 8; Luo et al. 2024, arXiv:2401.10216. Here the gates are
+a linear map of the scalars (there, further outputs of the product), and weights are drawn with unit variance.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from equivariant_jax.core.typing import Array, PRNGKey, PyTree
+from equivariant_jax.euclidean.bracket import spherical_poisson_bracket
+from equivariant_jax.euclidean.coupling import clebsch_gordan
+from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
+from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
+from equivariant_jax.euclidean.irreps import degree_index, expand_degrees, lmax_of, num_coefficients
+from equivariant_jax.nn.mlp import unit_silu
+
+__all__ = [
+    "SteerableProduct",
+    "SteerableType",
+    "attribute_linear",
+    "attribute_linear_init",
+    "gated",
+    "gated_init",
+    "num_parities",
+]
+
+SteerableProduct = Literal["cg", "cg_odd", "gaunt", "gaunt_bracket"]
+# Terms of a bilinear sum: (index of x, index of y, factor).
+Terms = tuple[tuple[int, int, float], ...]
+
+# Up to this degree Gaunt products are summed over their non-zero coefficients, in place; above, they go to the grid.
+MAX_UNROLLED = 2
+
+
+class SteerableType(NamedTuple):
+    """Static shape of a feature, `[parities, (lmax + 1)**2, channels, ...]`.
+
+    Attributes:
+      lmax: largest degree.
+      parities: 1 (natural) or 2 (natural, pseudo).
+      channels: features per coefficient.
+    """
+
+    lmax: int
+    parities: int
+    channels: int
+
+
+def num_parities(product: SteerableProduct) -> int:
+    """Says how many parities the result of a product has.
+
+    Args:
+      product: static; name of the product.
+
+    Returns:
+      1 for "cg" and "gaunt", 2 for "cg_odd" and "gaunt_bracket".
+
+    Raises:
+      ValueError: if there is no such product.
+
+    Example:
+      >>> num_parities("gaunt_bracket")
+      2
+    """
+    if product not in get_args(SteerableProduct):
+        raise ValueError(f"product is {product!r}; expected one of {', '.join(get_args(SteerableProduct))}.")
+    return 2 if product in ("cg_odd", "gaunt_bracket") else 1
+
+
+class _Block(NamedTuple):
+    # The paths that start from one parity and degree of the input: (l2, l3, parity of the output) of each.
+    parity: int
+    degree: int
+    paths: tuple[tuple[int, int, int], ...]
+
+
+@functools.cache
+def _blocks(lmax: int, parities: int, attribute_lmax: int, lmax_out: int, odd: bool) -> tuple[_Block, ...]:
+    blocks = []
+    for parity in range(parities):
+        for l1 in range(lmax + 1):
+            paths = tuple(
+                (l2, l3, (parity + l1 + l2 + l3) % 2)
+                for l2 in range(attribute_lmax + 1)
+                for l3 in range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)
+                if odd or (l1 + l2 + l3) % 2 == 0
+            )
+            if paths:
+                blocks.append(_Block(parity, l1, paths))
+    return tuple(blocks)
+
+
+@functools.cache
+def _cg_terms(blocks: tuple[_Block, ...], lmax_out: int, parities_out: int) -> tuple[Terms, ...]:
+    # One row per output parity and coefficient; x is counted by block, m1 and path. Unit variance gives unit variance.
+    size = num_coefficients(lmax_out)
+    counts = np.zeros((parities_out, lmax_out + 1))
+    for block in blocks:
+        for _, l3, parity in block.paths:
+            counts[parity, l3] += 1
+    rows: list[list[tuple[int, int, float]]] = [[] for _ in range(parities_out * size)]
+    start = 0
+    for block in blocks:
+        for path, (l2, l3, parity) in enumerate(block.paths):
+            table = clebsch_gordan(block.degree, l2, l3) * np.sqrt((2 * l3 + 1) / counts[parity, l3])
+            for m1, m2, m3 in np.argwhere(table):
+                i = start + int(m1) * len(block.paths) + path
+                rows[parity * size + l3 * l3 + m3].append((i, int(l2 * l2 + m2), float(table[m1, m2, m3])))
+        start += (2 * block.degree + 1) * len(block.paths)
+    return tuple(tuple(row) for row in rows)
+
+
+def _union(inputs: Sequence[SteerableType]) -> tuple[int, int]:
+    return max(t.lmax for t in inputs), max(t.parities for t in inputs)
+
+
+def _fan_in(inputs: Sequence[SteerableType], parity: int, degree: int) -> int:
+    return sum(t.channels for t in inputs if parity < t.parities and degree <= t.lmax)
+
+
+def _normal(key: PRNGKey, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Array:
+    return jax.random.normal(key, shape, dtype) * np.asarray(fan_in**-0.5, dtype)
+
+
+def _mixes(product: str, inputs: Sequence[SteerableType], attribute_lmax: int, lmax_out: int):
+    """Where channels are mixed before the product: (parity, degree, number of matrices)."""
+    lmax, parities = _union(inputs)
+    if product.startswith("cg"):
+        blocks = _blocks(lmax, parities, attribute_lmax, lmax_out, product == "cg_odd")
+        return [(b.parity, b.degree, len(b.paths)) for b in blocks]
+    return [(parity, degree, 1) for parity in range(parities) for degree in range(lmax + 1)]
+
+
+def attribute_linear_init(
+    key: PRNGKey,
+    inputs: Sequence[SteerableType],
+    *,
+    product: SteerableProduct,
+    attribute_lmax: int,
+    lmax_out: int,
+    channels_out: int,
+    dtype=jnp.float32,
+) -> PyTree:
+    """Draws parameters with which unit-variance features and attributes give unit variance.
+
+    Args:
+      key: typed random key.
+      inputs: static; one type for each input of the map.
+      product: static; "cg", "cg_odd", "gaunt" or "gaunt_bracket".
+      attribute_lmax: static; largest degree of the attributes.
+      lmax_out: static; largest degree of the result.
+      channels_out: static; channels of the result.
+      dtype: parameter dtype.
+
+    Returns:
+      Dict of arrays: `kernels` (for each input a dict `parity_degree` -> `[matrices, channels, channels_out]`), `bias`
+      `[channels_out]`, and for Gaunt products `attribute` `[terms, channels_out, attribute_lmax + 1]` and `out`.
+
+    Raises:
+      ValueError: if the product is unknown, or has natural features only and an input has both parities.
+
+    Example:
+      >>> kind = SteerableType(lmax=1, parities=1, channels=3)
+      >>> params = attribute_linear_init(
+      ...     jax.random.key(0), [kind], product="cg", attribute_lmax=1, lmax_out=1, channels_out=5
+      ... )
+      >>> params["kernels"][0]["0_1"].shape  # natural vectors: paths (1, 0, 1) and (1, 1, 0)
+      (2, 3, 5)
+    """
+    parities_out = num_parities(product)
+    if _union(inputs)[1] > parities_out:
+        raise ValueError(
+            f'product "{product}" gives natural features only, but an input has both parities: {tuple(inputs)}.'
+        )
+    key_in, key_attribute, key_out = jax.random.split(key, 3)
+    kernels: list[dict[str, Array]] = [{} for _ in inputs]
+    for i, (parity, degree, matrices) in enumerate(_mixes(product, inputs, attribute_lmax, lmax_out)):
+        fan_in = _fan_in(inputs, parity, degree)
+        for j, kind in enumerate(inputs):
+            if parity < kind.parities and degree <= kind.lmax:
+                own = jax.random.fold_in(jax.random.fold_in(key_in, i), j)
+                shape = (matrices, kind.channels, channels_out)
+                kernels[j][f"{parity}_{degree}"] = _normal(own, shape, fan_in, dtype)
+    params: dict[str, Any] = {"kernels": tuple(kernels), "bias": jnp.zeros((channels_out,), dtype)}
+    if product.startswith("gaunt"):
+        terms = 2 if product == "gaunt_bracket" else 1
+        shape = (terms, channels_out, attribute_lmax + 1)
+        params["attribute"] = jax.random.normal(key_attribute, shape, dtype)
+        params["out"] = tuple(
+            _normal(k, (lmax_out + 1, num * channels_out, channels_out), num * channels_out, dtype)
+            for k, num in zip(
+                jax.random.split(key_out, parities_out), _num_parts(product, _union(inputs)[1]), strict=True
+            )
+        )
+    return params
+
+
+def _num_parts(product: str, parities: int) -> tuple[int, ...]:
+    # How many products of channels meet in the natural and in the pseudo output.
+    if product == "gaunt":
+        return (1,)
+    return (2, 2) if parities == 2 else (1, 1)
+
+
+def _mixed(kernels: Sequence[dict[str, Array]], inputs: Sequence[Array], parity: int, degree: int, precision) -> Array:
+    """Channels of one parity and degree, `[2 l + 1, matrices, channels_out, ...]`, summed over inputs."""
+    terms = []
+    for own, x in zip(kernels, inputs, strict=True):
+        if f"{parity}_{degree}" in own:
+            kernel = own[f"{parity}_{degree}"]
+            matrices, size_in, size_out = kernel.shape
+            flat = jnp.moveaxis(kernel, 1, 2).reshape(1, matrices * size_out, size_in)
+            rows = x[parity, degree * degree : (degree + 1) ** 2]
+            flat = jnp.broadcast_to(flat, (2 * degree + 1, *flat.shape[1:]))
+            product = jnp.matmul(flat, rows.reshape(*rows.shape[:2], -1), precision=precision)
+            terms.append(product.reshape(2 * degree + 1, matrices, size_out, *rows.shape[2:]))
+    return functools.reduce(jnp.add, terms)
+
+
+def _unstack(x: Array, axes: int = 1) -> list[Array]:
+    # One array for each entry of the leading axes. The derivative of a split is one concatenation; that of indexing
+    # would be as many arrays of zeros as there are entries.
+    x = x.reshape(-1, *x.shape[axes:])
+    return [part[0] for part in lax.split(x, [1] * x.shape[0])]
+
+
+def _sum_products(x: Sequence[Array], y: Sequence[Array], rows: Sequence[Terms]) -> Array:
+    """For each row the sum of `factor * x[i] * y[j]` over its terms, stacked."""
+    sums: list[Array | None] = []
+    for terms in rows:
+        # What multiplies one x first: for Clebsch-Gordan products it is a number per item, shared by the channels.
+        factors: dict[int, Array] = {}
+        for i, j, factor in terms:
+            term = y[j] * np.asarray(factor, y[j].dtype)
+            factors[i] = factors[i] + term if i in factors else term
+        products = [x[i] * (f if f.ndim == x[i].ndim else f[None]) for i, f in factors.items()]
+        sums.append(functools.reduce(jnp.add, products) if products else None)
+    zero = jnp.zeros_like(next(row for row in sums if row is not None))
+    return jnp.stack([zero if row is None else row for row in sums])
+
+
+@functools.cache
+def _gaunt_terms(lmax1: int, lmax2: int, lmax_out: int) -> tuple[Terms, ...]:
+    # Scaled per output degree so that unit-variance coefficients give unit variance, as normalization="component" does.
+    table = gaunt_table(lmax1, lmax2, lmax_out)
+    variance = np.sum(table**2, axis=(0, 1))[[l * l for l in range(lmax_out + 1)]]
+    table = table / np.sqrt(np.where(variance > 1e-12, variance, 1.0))[degree_index(lmax_out)]
+    return tuple(
+        tuple((int(i), int(j), float(table[i, j, k])) for i, j in np.argwhere(table[..., k])) for k in range(table.shape[2])
+    )
+
+
+def _gaunt(x: Array, y: Array, lmax_out: int, precision) -> Array:
+    lmax1, lmax2 = lmax_of(x.shape[0]), lmax_of(y.shape[0])
+    if max(lmax1, lmax2, lmax_out) <= MAX_UNROLLED:
+        return _sum_products(_unstack(x), _unstack(y), _gaunt_terms(lmax1, lmax2, lmax_out))
+    return _coefficients_first(gaunt_tensor_product, x, y, lmax_out, precision)
+
+
+def _coefficients_first(multiply, x: Array, y: Array, lmax_out: int, precision) -> Array:
+    x, y = jnp.moveaxis(x, 0, -1), jnp.moveaxis(y, 0, -1)
+    out = multiply(x, y, lmax_out=lmax_out, normalization="component", precision=precision)
+    return jnp.moveaxis(out, -1, 0)
+
+
+def _couple_gaunt(params, u: Array, attributes: Array, product: str, lmax_out: int, precision) -> Array:
+    # u [parities, coefficients, channels, ...]; attributes times their factors [coefficients, channels, ...].
+    factors = expand_degrees(params["attribute"]).swapaxes(1, 2)
+    factors = factors.reshape(*factors.shape, *(1,) * (attributes.ndim - 1))
+    even = [_gaunt(x, attributes[:, None] * factors[0], lmax_out, precision) for x in u]
+    if product == "gaunt":
+        parts = [even]
+    else:
+        y = attributes[:, None] * factors[1]
+        odd = [_coefficients_first(spherical_poisson_bracket, x, y, lmax_out, precision) for x in u]
+        # The bracket with a natural attribute turns natural into pseudo and pseudo into natural.
+        parts = [even[p : p + 1] + odd[1 - p : 2 - p] for p in range(2)]
+    mixed = []
+    for kernel, own in zip(params["out"], parts, strict=True):
+        x = jnp.concatenate(own, axis=1)
+        matrices = jnp.take(jnp.swapaxes(kernel, 1, 2), degree_index(lmax_out), axis=0)
+        out = jnp.matmul(matrices, x.reshape(*x.shape[:2], -1), precision=precision)
+        mixed.append(out.reshape(*out.shape[:2], *x.shape[2:]))
+    return jnp.stack(mixed)
+
+
+def attribute_linear(
+    params: PyTree,
+    inputs: Sequence[Array],
+    attributes: Array,
+    *,
+    product: SteerableProduct,
+    lmax_out: int,
+    precision=lax.Precision.HIGHEST,
+) -> Array:
+    """Maps features by a matrix that the attributes determine; see the formulas of the module.
+
+    Args:
+      params: from `attribute_linear_init`.
+      inputs: features `[parities, (lmax + 1)**2, channels, ...]` of the types that `params` were made for, float; what
+        enters is their concatenation over channels, but trailing axes (as many as the attributes have) broadcast, so that
+        what does not depend on an edge is mixed once per node.
+      attributes: natural features `[(attribute_lmax + 1)**2, ...]`, dtype of the inputs, of unit mean square (component
+        normalised harmonics).
+      product: static; the product that `params` were made for.
+      lmax_out: static; largest degree of the result.
+      precision: static; precision of the matrix products.
+
+    Returns:
+      Array `[parities of the product, (lmax_out + 1)**2, channels_out, ...]`, dtype of the inputs.
+
+    Raises:
+      ValueError: if the inputs are not as many as `params` were made for or shapes do not fit.
+
+    Example:
+      >>> kind = SteerableType(lmax=0, parities=1, channels=3)
+      >>> static = {"product": "gaunt_bracket", "lmax_out": 1}
+      >>> params = attribute_linear_init(jax.random.key(0), [kind], attribute_lmax=2, channels_out=5, **static)
+      >>> attribute_linear(params, [jnp.ones((1, 1, 3, 7))], jnp.ones((9, 7)), **static).shape
+      (2, 4, 5, 7)
+    """
+    parities_out, kernels = num_parities(product), params["kernels"]
+    if len(inputs) != len(kernels):
+        raise ValueError(f"attribute_linear got {len(inputs)} inputs; the parameters were made for {len(kernels)}.")
+    types = []
+    for x, own in zip(inputs, kernels, strict=True):
+        channels = next(iter(own.values())).shape[1]
+        if x.ndim != attributes.ndim + 2 or x.shape[2] != channels:
+            raise ValueError(
+                f"attribute_linear got an input {x.shape} with attributes {attributes.shape}; expected `[parities, "
+                f"(lmax + 1)**2, {channels}, ...]` with as many trailing axes as the attributes `[coefficients, ...]`."
+            )
+        types.append(SteerableType(lmax_of(x.shape[1]), x.shape[0], channels))
+    attribute_lmax = lmax_of(attributes.shape[0])
+    lmax, parities = _union(types)
+    mixes = _mixes(product, types, attribute_lmax, lmax_out)
+    mixed = [_mixed(kernels, inputs, parity, degree, precision) for parity, degree, _ in mixes]
+    if product.startswith("cg"):
+        blocks = _blocks(lmax, parities, attribute_lmax, lmax_out, product == "cg_odd")
+        x = [part for block in mixed for part in _unstack(block, 2)]
+        out = _sum_products(x, _unstack(attributes), _cg_terms(blocks, lmax_out, parities_out))
+        out = out.reshape(parities_out, -1, *out.shape[1:])
+    else:
+        rows = [row[:, 0] for row in mixed]
+        trailing = np.broadcast_shapes(*(row.shape[2:] for row in rows))
+        rows = [jnp.broadcast_to(row, (*row.shape[:2], *trailing)) for row in rows]
+        u = jnp.concatenate(rows).reshape(parities, num_coefficients(lmax), *rows[0].shape[1:])
+        out = _couple_gaunt(params, u, attributes, product, lmax_out, precision)
+    where = np.zeros((parities_out, num_coefficients(lmax_out), 1))
+    where[0, 0] = 1.0
+    bias = where.astype(out.dtype) * params["bias"].reshape(1, 1, -1)
+    return out + bias.reshape(*bias.shape, *(1,) * (out.ndim - 3))
+
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
+# Makes the gate of a standard normal number have second moment one.
+_GATE_GAIN = float(np.sqrt(np.sqrt(2 * np.pi) / np.sum(_WEIGHTS / (1 + np.exp(-_NODES)) ** 2)))
+
+
+def gated_init(key: PRNGKey, kind: SteerableType, *, dtype=jnp.float32) -> PyTree:
+    """Draws the parameters of the gates.
+
+    Args:
+      key: typed random key.
+      kind: static; type of the features.
+      dtype: parameter dtype.
+
+    Returns:
+      Dict: `kernel` `[channels, gates * channels]` and `bias` `[gates * channels]`, a gate for each degree and parity
+      but the natural scalars.
+
+    Example:
+      >>> gated_init(jax.random.key(0), SteerableType(lmax=1, parities=2, channels=4))["kernel"].shape
+      (4, 12)
+    """
+    size = (kind.parities * (kind.lmax + 1) - 1) * kind.channels
+    return {
+        "kernel": _normal(key, (kind.channels, size), kind.channels, dtype),
+        "bias": jnp.zeros((size,), dtype),
+    }
+
+
+def gated(params: PyTree, x: Array, *, precision=lax.Precision.HIGHEST) -> Array:
+    """Applies SiLU to natural scalars, and multiplies everything else by the sigmoid of a linear map of them.
+
+    Args:
+      params: from `gated_init`.
+      x: features `[parities, (lmax + 1)**2, channels, ...]`, float.
+      precision: static; precision of the matrix product.
+
+    Returns:
+      Array of the shape and dtype of `x`.
+
+    Example:
+      >>> x = jnp.ones((1, 4, 5, 7))
+      >>> gated(gated_init(jax.random.key(0), SteerableType(1, 1, 5)), x).shape
+      (1, 4, 5, 7)
+    """
+    parities, size, channels, *trailing = x.shape
+    lmax = lmax_of(size)
+    scalars = x[0, 0]
+    gates = jnp.matmul(params["kernel"].T, scalars.reshape(channels, -1), precision=precision)
+    gates = jax.nn.sigmoid(gates + params["bias"][:, None]) * np.asarray(_GATE_GAIN, x.dtype)
+    gates = gates.reshape(-1, channels, *trailing)
+    # One row per parity and degree, the first for the natural scalars, which take SiLU instead of a gate.
+    rows = np.concatenate([parity * (lmax + 1) + degree_index(lmax) for parity in range(parities)])
+    factors = jnp.take(gates, rows[1:] - 1, axis=0)
+    flat = x.reshape(parities * size, channels, *trailing)
+    return jnp.concatenate([unit_silu(scalars)[None], flat[1:] * factors]).reshape(x.shape)
