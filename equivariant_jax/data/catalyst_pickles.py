@@ -139,6 +139,16 @@ class _Dtype:
         return np.dtype(self.order + self.name)
 
 
+def _array(content, kind: np.dtype, shape, order: str) -> np.ndarray:
+    # An array `shape` from raw bytes, in the byte order of this machine.
+    if isinstance(content, str):
+        content = content.encode("latin1")
+    sound = isinstance(content, (bytes, bytearray)) and min(shape, default=0) >= 0 and order in ("C", "F")
+    if not sound or math.prod(shape) * kind.itemsize != len(content):
+        raise ValueError(f"an array of shape {shape}, dtype {kind} and order {order} does not fit its bytes")
+    return np.frombuffer(content, kind).astype(kind.newbyteorder("=")).reshape(shape, order=order)  # type: ignore
+
+
 class _Array:
     """Stand-in of `numpy.ndarray`."""
 
@@ -147,17 +157,14 @@ class _Array:
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, content = state
-        kind = dtype.dtype()
-        if isinstance(content, str):
-            content = content.encode("latin1")
-        if (
-            not isinstance(content, bytes)
-            or math.prod(shape) * kind.itemsize != len(content)
-            or min(shape, default=0) < 0
-        ):
-            raise ValueError(f"an array of shape {shape} and dtype {kind} in {len(content)} bytes")
-        flat = np.frombuffer(content, kind).astype(kind.newbyteorder("="))
-        self.array = flat.reshape(shape, order="F" if fortran else "C")
+        self.array = _array(content, dtype.dtype(), shape, "F" if fortran else "C")
+
+
+def _frombuffer(content, dtype, shape, order, *_):
+    # How protocol 5 makes an array.
+    made = _Array()
+    made.array = _array(content, dtype.dtype(), shape, order)
+    return made
 
 
 def _scalar(dtype, content=b""):
@@ -246,6 +253,7 @@ _FUNCTIONS = {
     "numpy.dtype": _Dtype,
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
 }
 _RECORDS = {
     "torch_geometric.data.data.Data",

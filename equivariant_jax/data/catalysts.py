@@ -17,6 +17,7 @@ Reference: Chanussot et al. 2021, arXiv:2010.09990 (OC20); https://github.com/fa
 """
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,34 @@ def catalyst_from_pickle(content: bytes) -> AtomicStructure:
         energy=energy,
         forces=_first(record, ("force", "forces")),
         lattice=cell,
-        pbc=(cell is not None,) * 3,
+        pbc=(True, True, True) if cell is not None else (False, False, False),
         info=info,
         arrays=arrays,
     )
+
+
+# A process may open an LMDB file once, whatever number of data sets read it, and a forked one must open it anew.
+_ENVIRONMENTS: dict[tuple[int, int, int], Any] = {}
+_LOCK = threading.Lock()
+
+
+def _environment(path: Path) -> tuple[Any, type[Exception]]:
+    """The open file, and the class of lmdb's errors."""
+    try:
+        import lmdb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("LMDB files need lmdb: pip install 'equivariant_jax[catalysts]'") from error
+    status = path.stat()
+    key = (os.getpid(), status.st_dev, status.st_ino)
+    with _LOCK:
+        if key not in _ENVIRONMENTS:
+            try:
+                _ENVIRONMENTS[key] = lmdb.open(
+                    str(path), subdir=False, readonly=True, lock=False, readahead=False, meminit=False
+                )
+            except lmdb.Error as error:
+                raise ValueError(f"{path}: not a sound LMDB file ({error})") from error
+        return _ENVIRONMENTS[key], lmdb.Error
 
 
 class CatalystLMDB:
@@ -107,41 +132,20 @@ class CatalystLMDB:
         self.paths = sorted(path.glob("*.lmdb")) if path.is_dir() else [path]
         if not self.paths or not all(p.is_file() for p in self.paths):
             raise FileNotFoundError(f"{path} is no LMDB file and holds none; fetch OC20's S2EF files and unpack them.")
-        self._open: dict[int, Any] = {}
         self._ends: np.ndarray | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # environments belong to the process that opened them
-
-    def _environment(self, index: int) -> Any:
-        if index not in self._open:
-            try:
-                import lmdb
-            except ImportError as error:
-                raise ImportError("LMDB files need lmdb: pip install 'equivariant_jax[catalysts]'") from error
-            path = self.paths[index]
-            try:
-                self._open[index] = lmdb.open(
-                    str(path), subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1
-                )
-            except lmdb.Error as error:
-                raise ValueError(f"{path}: not a sound LMDB file ({error})") from error
-        return self._open[index]
-
     def _get(self, index: int, key: str) -> bytes | None:
-        environment = self._environment(index)
-        import lmdb
-
+        environment, lmdb_error = _environment(self.paths[index])
         try:
             with environment.begin() as transaction:
                 return transaction.get(key.encode("ascii"))
-        except lmdb.Error as error:
+        except lmdb_error as error:
             raise ValueError(f"{self.paths[index]}, key {key!r}: {error}") from error
 
     def _length(self, index: int) -> int:
         content = self._get(index, "length")
         if content is None:
-            return int(self._environment(index).stat()["entries"])
+            return int(_environment(self.paths[index])[0].stat()["entries"])
         try:
             length = load_pickle(content)
         except ValueError as error:

@@ -43,7 +43,9 @@ from equivariant_jax.euclidean.irreps import (
     lmax_of,
     num_coefficients,
 )
+from equivariant_jax.euclidean.irreps_array import from_irreps_array, spherical_product, to_irreps_array
 from equivariant_jax.euclidean.many_body import gaunt_polynomial, gaunt_power
+from equivariant_jax.euclidean.modules import GauntConvolution, GauntSelfInteraction, SphericalProduct
 from equivariant_jax.euclidean.neighbours import NeighbourSlots, neighbour_slots
 from equivariant_jax.euclidean.pair_potential import PairPotential, fit_pair_potential, pair_features
 from equivariant_jax.euclidean.quadrature import (
@@ -55,12 +57,15 @@ from equivariant_jax.euclidean.quadrature import (
 from equivariant_jax.euclidean.radial import bessel_basis, polynomial_cutoff
 
 __all__ = [
+    "GauntConvolution",
+    "GauntSelfInteraction",
     "InteratomicPotential",
     "NeighbourSlots",
     "PairPotential",
     "PotentialConfig",
     "PotentialOutput",
     "SphereQuadrature",
+    "SphericalProduct",
     "atomic_energies",
     "bessel_basis",
     "degree_index",
@@ -69,6 +74,7 @@ __all__ = [
     "energy_and_forces",
     "expand_degrees",
     "fit_pair_potential",
+    "from_irreps_array",
     "from_sphere_grid",
     "gaunt_convolution",
     "gaunt_convolution_slots",
@@ -88,5 +94,7 @@ __all__ = [
     "sphere_table",
     "spherical_harmonics",
     "spherical_poisson_bracket",
+    "spherical_product",
+    "to_irreps_array",
     "to_sphere_grid",
 ]

@@ -290,7 +290,7 @@ def _forward(params, vectors, mask, graph, config: EquiformerConfig, precision) 
     def body(x, block):
         return equiformer_block(block, x, edges, config, precision=precision), None
 
-    x, _ = lax.scan(jax.checkpoint(body) if config.remat else body, x, params["blocks"], unroll=__import__("os").environ.get("UNR")=="1")
+    x, _ = lax.scan(jax.checkpoint(body) if config.remat else body, x, params["blocks"])
     x = equivariant_layer_norm(params["norm"], x)
     atomic = mlp_apply(params["energy"], x[:, 0], precision=precision)[:, 0]
     if config.forces == "gradient":

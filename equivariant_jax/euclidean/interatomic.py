@@ -253,19 +253,19 @@ def _neighbour_sum(entry, x, around: _Neighbourhood, config: PotentialConfig, la
     return degree_linear(entry["mix"], summed)
 
 
-def _layer(entry, x, species, around: _Neighbourhood, config: PotentialConfig, layer: int, precision) -> Array:
-    l_in, l_out = _lmax_in(config, layer), _lmax_out(config, layer)
-    gathered = _neighbour_sum(entry, x, around, config, layer, precision)
-    weights = entry["product"][species]
+def _many_body(entry, gathered, species, config: PotentialConfig, layer: int, precision) -> Array:
+    weights, l_out = entry["product"][species], _lmax_out(config, layer)
     if config.contraction == "cg":
-        product = symmetric_contraction(
-            gathered, weights, lmax_out=l_out, order=config.correlation, precision=precision
-        )
-    else:
-        product = gaunt_polynomial(gathered, weights, lmax_out=l_out, precision=precision)
-    out = degree_linear(entry["out"], product)
+        return symmetric_contraction(gathered, weights, lmax_out=l_out, order=config.correlation, precision=precision)
+    return gaunt_polynomial(gathered, weights, lmax_out=l_out, precision=precision)
+
+
+def _layer(entry, x, species, around: _Neighbourhood, config: PotentialConfig, layer: int, precision) -> Array:
+    gathered = _neighbour_sum(entry, x, around, config, layer, precision)
+    out = degree_linear(entry["out"], _many_body(entry, gathered, species, config, layer, precision))
     if "skip" in entry:
-        kept = degree_linear(entry["skip"], x[:, : (min(l_in, l_out) + 1) ** 2])
+        kept = min(_lmax_in(config, layer), _lmax_out(config, layer))
+        kept = degree_linear(entry["skip"], x[:, : (kept + 1) ** 2])
         out = out + kept * expand_degrees(entry["skip_scale"][species], axis=-2)
     return out
 

@@ -124,8 +124,7 @@ def multiply_classes(f: Fields, g: Fields) -> Fields:
     return tuple(
         functools.reduce(jnp.add, terms) if terms else None
         for terms in (
-            [fa * g[a ^ c] for a, fa in enumerate(f) if fa is not None and g[a ^ c] is not None]
-            for c in range(len(f))
+            [fa * g[a ^ c] for a, fa in enumerate(f) if fa is not None and g[a ^ c] is not None] for c in range(len(f))
         )
     )
 

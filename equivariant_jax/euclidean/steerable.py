@@ -219,9 +219,7 @@ def _geometry(positions, vectors, edge_scalars, pairs, config: SteerableConfig) 
 def _layer(layer: Any, x: Array, around: _Geometry, config: SteerableConfig, precision) -> Array:
     static: dict[str, Any] = {"product": config.product, "lmax_out": config.lmax, "precision": precision}
     receivers, senders = x[..., :, None], x[..., None, :]
-    message = attribute_linear(
-        layer["message_1"], (receivers, senders, around.invariants), around.edges, **static
-    )
+    message = attribute_linear(layer["message_1"], (receivers, senders, around.invariants), around.edges, **static)
     message = gated(layer["message_1_gate"], message, precision=precision)
     message = attribute_linear(layer["message_2"], (message,), around.edges, **static)
     message = gated(layer["message_2_gate"], message, precision=precision)

@@ -248,55 +248,73 @@ def _unstack(x: Array, axes: int = 1) -> list[Array]:
     return [part[0] for part in lax.split(x, [1] * x.shape[0])]
 
 
-def _sum_products(x: Sequence[Array], y: Sequence[Array], rows: Sequence[Terms]) -> Array:
-    """For each row the sum of `factor * x[i] * y[j]` over its terms, stacked."""
-    sums: list[Array | None] = []
-    for terms in rows:
-        # What multiplies one x first: for Clebsch-Gordan products it is a number per item, shared by the channels.
-        factors: dict[int, Array] = {}
-        for i, j, factor in terms:
-            term = y[j] * np.asarray(factor, y[j].dtype)
-            factors[i] = factors[i] + term if i in factors else term
-        products = [x[i] * (f if f.ndim == x[i].ndim else f[None]) for i, f in factors.items()]
-        sums.append(functools.reduce(jnp.add, products) if products else None)
-    zero = jnp.zeros_like(next(row for row in sums if row is not None))
-    return jnp.stack([zero if row is None else row for row in sums])
+def _sum_products(x: Sequence[Array], y: Sequence[Array], terms: Terms) -> Array | None:
+    """`sum factor * x[i] * y[j]` over the terms, for x `[channels, ...]` and y `[...]`; None if there are none."""
+    # What multiplies one x first: a number per item, shared by the channels.
+    factors: dict[int, Array] = {}
+    for i, j, factor in terms:
+        term = y[j] * np.asarray(factor, y[j].dtype)
+        factors[i] = factors[i] + term if i in factors else term
+    products = [x[i] * factor[None] for i, factor in factors.items()]
+    return functools.reduce(jnp.add, products) if products else None
+
+
+def _stack_rows(rows: Sequence[Array | None]) -> Array:
+    zero = jnp.zeros_like(next(row for row in rows if row is not None))
+    return jnp.stack([zero if row is None else row for row in rows])
 
 
 @functools.cache
-def _gaunt_terms(lmax1: int, lmax2: int, lmax_out: int) -> tuple[Terms, ...]:
-    # Scaled per output degree so that unit-variance coefficients give unit variance, as normalization="component" does.
+def _gaunt_terms(lmax1: int, lmax2: int, lmax_out: int) -> tuple[tuple[Terms, ...], ...]:
+    # For each output coefficient and degree of y. Scaled per output degree so that unit-variance coefficients give unit
+    # variance, as normalization="component" does.
     table = gaunt_table(lmax1, lmax2, lmax_out)
     variance = np.sum(table**2, axis=(0, 1))[[l * l for l in range(lmax_out + 1)]]
     table = table / np.sqrt(np.where(variance > 1e-12, variance, 1.0))[degree_index(lmax_out)]
     return tuple(
-        tuple((int(i), int(j), float(table[i, j, k])) for i, j in np.argwhere(table[..., k])) for k in range(table.shape[2])
+        tuple(
+            tuple(
+                (int(i), int(j), float(table[i, j, k]))
+                for i, j in np.argwhere(table[..., k])
+                if degree_index(lmax2)[j] == l
+            )
+            for l in range(lmax2 + 1)
+        )
+        for k in range(table.shape[2])
     )
 
 
-def _gaunt(x: Array, y: Array, lmax_out: int, precision) -> Array:
-    lmax1, lmax2 = lmax_of(x.shape[0]), lmax_of(y.shape[0])
-    if max(lmax1, lmax2, lmax_out) <= MAX_UNROLLED:
-        return _sum_products(_unstack(x), _unstack(y), _gaunt_terms(lmax1, lmax2, lmax_out))
-    return _coefficients_first(gaunt_tensor_product, x, y, lmax_out, precision)
+def _gaunt(x: Array, attributes: Array, weights: Array, lmax_out: int, precision) -> Array:
+    """`GTP(x, w a)` of x `[coefficients, channels, ...]`, a `[coefficients, ...]` and w `[channels, degrees]`."""
+    lmax1, lmax2 = lmax_of(x.shape[0]), lmax_of(attributes.shape[0])
+    if max(lmax1, lmax2, lmax_out) > MAX_UNROLLED:
+        return _coefficients_first(gaunt_tensor_product, x, attributes, weights, lmax_out, precision)
+    parts, harmonics = _unstack(x), _unstack(attributes)
+    shaped = [w.reshape(-1, *(1,) * (attributes.ndim - 1)) for w in _unstack(weights.T)]
+    rows: list[Array | None] = []
+    for by_degree in _gaunt_terms(lmax1, lmax2, lmax_out):
+        sums = [_sum_products(parts, harmonics, terms) for terms in by_degree]
+        weighted = [w * value for w, value in zip(shaped, sums, strict=True) if value is not None]
+        rows.append(functools.reduce(jnp.add, weighted) if weighted else None)
+    return _stack_rows(rows)
 
 
-def _coefficients_first(multiply, x: Array, y: Array, lmax_out: int, precision) -> Array:
-    x, y = jnp.moveaxis(x, 0, -1), jnp.moveaxis(y, 0, -1)
+def _coefficients_first(multiply, x: Array, attributes: Array, weights: Array, lmax_out: int, precision) -> Array:
+    """A product of the library, which has coefficients last, with `w a`."""
+    factors = expand_degrees(weights)
+    factors = factors.reshape(factors.shape[0], *(1,) * (attributes.ndim - 1), factors.shape[1])
+    x, y = jnp.moveaxis(x, 0, -1), jnp.moveaxis(attributes, 0, -1)[None] * factors
     out = multiply(x, y, lmax_out=lmax_out, normalization="component", precision=precision)
     return jnp.moveaxis(out, -1, 0)
 
 
 def _couple_gaunt(params, u: Array, attributes: Array, product: str, lmax_out: int, precision) -> Array:
-    # u [parities, coefficients, channels, ...]; attributes times their factors [coefficients, channels, ...].
-    factors = expand_degrees(params["attribute"]).swapaxes(1, 2)
-    factors = factors.reshape(*factors.shape, *(1,) * (attributes.ndim - 1))
-    even = [_gaunt(x, attributes[:, None] * factors[0], lmax_out, precision) for x in u]
-    if product == "gaunt":
-        parts = [even]
-    else:
-        y = attributes[:, None] * factors[1]
-        odd = [_coefficients_first(spherical_poisson_bracket, x, y, lmax_out, precision) for x in u]
+    weights = params["attribute"]
+    even = [_gaunt(x, attributes, weights[0], lmax_out, precision) for x in u]
+    parts = [even]
+    if product == "gaunt_bracket":
+        bracket = functools.partial(_coefficients_first, spherical_poisson_bracket)
+        odd = [bracket(x, attributes, weights[1], lmax_out, precision) for x in u]
         # The bracket with a natural attribute turns natural into pseudo and pseudo into natural.
         parts = [even[p : p + 1] + odd[1 - p : 2 - p] for p in range(2)]
     mixed = []
@@ -362,7 +380,8 @@ def attribute_linear(
     if product.startswith("cg"):
         blocks = _blocks(lmax, parities, attribute_lmax, lmax_out, product == "cg_odd")
         x = [part for block in mixed for part in _unstack(block, 2)]
-        out = _sum_products(x, _unstack(attributes), _cg_terms(blocks, lmax_out, parities_out))
+        harmonics = _unstack(attributes)
+        out = _stack_rows([_sum_products(x, harmonics, row) for row in _cg_terms(blocks, lmax_out, parities_out)])
         out = out.reshape(parities_out, -1, *out.shape[1:])
     else:
         rows = [row[:, 0] for row in mixed]

@@ -96,8 +96,8 @@ class Config:
     layers: int = 2
     heads: int = 4
     hidden_channels: int = 16
-    alpha_channels: int = 16
-    value_channels: int = 8
+    alpha_channels: int = 8
+    value_channels: int = 4
     ffn_channels: int = 32
     edge_channels: int = 32
     num_basis: int = 32
@@ -124,7 +124,8 @@ class Config:
 PRESETS: dict[str, Config] = {
     "ci": Config(
         surfaces=SurfaceConfig(
-            metals=("Cu", "Pd"), adsorbates=("O",), held_out=(("Cu", "Pd"),), train_size=40, validation_size=8, test_size=8,
+            metals=("Cu", "Pd"), adsorbates=("O",), held_out=(("Cu", "Pd"),), train_size=40, validation_size=8,
+            test_size=8,
         ),
         lmax=2, mmax=1, channels=8, layers=1, heads=2, hidden_channels=8, alpha_channels=8, ffn_channels=8,
         edge_channels=16, num_basis=16, grid_degree=6, steps=60, warmup_steps=10, ema_decay=0.9, eval_every=30,

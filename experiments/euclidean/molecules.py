@@ -143,8 +143,8 @@ PRESETS: dict[str, Config] = {
     # Clebsch-Gordan products over neighbours.
     "paper": Config(
         dataset="3bpa", convolution="cg", contraction="gaunt", r_max=5.0, lmax=3, hidden_lmax=2, channels=256,
-        radial_hidden=(64, 64, 64), batch_size=5, steps=180_000, optimizer="amsgrad", learning_rate=1e-2, ema_decay=0.99, clip_norm=10.0, energy_weight=1.0,
-        forces_weight=1000.0, eval_every=900, checkpoint_every=9000,
+        radial_hidden=(64, 64, 64), batch_size=5, steps=180_000, optimizer="amsgrad", learning_rate=1e-2,
+        ema_decay=0.99, clip_norm=10.0, energy_weight=1.0, forces_weight=1000.0, eval_every=900, checkpoint_every=9000,
     ),
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from equivariant_jax.euclidean import (
     polynomial_cutoff,
     potential_init,
     spherical_harmonics,
+    spherical_poisson_bracket,
     to_sphere_grid,
 )
 from equivariant_jax.nn.mlp import mlp_apply, mlp_init
@@ -56,9 +57,11 @@ EDGE_MASK = np.array([True] * 6 + [False] * 2)
 SLOT_SENDERS = np.array([[1, 2], [0, 3], [4, 0], [0, 0], [0, 0]], np.int32)
 
 
-def _convolution(params, x, vectors, radial, mask):
-    harmonics = spherical_harmonics(vectors, 2, normalization="integral")
-    return gaunt_convolution(x, harmonics, radial, SENDERS, RECEIVERS, lmax_out=2, mask=mask)
+def _convolution(method):
+    def function(params, x, vectors, radial, mask):
+        return gaunt_convolution(x, vectors, radial, SENDERS, RECEIVERS, lmax_out=2, method=method, mask=mask)
+
+    return function
 
 
 def _convolution_inputs(key, dtype):
@@ -153,23 +156,40 @@ LAYERS = [
         ),
         leading_axes=True,
     ),
-    Layer(
-        name="euclidean.gaunt_tensor_product",
-        function=lambda params, x, y: gaunt_tensor_product(x, y),
-        make=_normal((4, 9), (4, 16)),
-        laws=(
-            Law(O3, (FIELD(2), FIELD(3)), FIELD(5)),
-            Law(O3, (PSEUDO, FIELD(3)), PSEUDO_OUT),
-        ),
-        leading_axes=True,
+    *(
+        Layer(
+            name=f"euclidean.gaunt_tensor_product ({method})",
+            function=lambda params, x, y, method=method: gaunt_tensor_product(x, y, method=method),
+            make=_normal((4, 9), (4, 16)),
+            laws=(
+                Law(O3, (FIELD(2), FIELD(3)), FIELD(5)),
+                Law(O3, (PSEUDO, FIELD(3)), PSEUDO_OUT),
+            ),
+            dtypes=("float32",) if method == "fourier" else ("float32", "bfloat16"),
+            leading_axes=True,
+        )
+        for method in ("grid", "quadrant", "octant", "separable", "fourier", "sparse", "fused")
     ),
     Layer(
-        name="euclidean.gaunt_tensor_product (component, truncated)",
+        name="euclidean.gaunt_tensor_product (component, truncated, weighted)",
         function=lambda params, x, y: gaunt_tensor_product(
-            x, y, lmax_out=1, normalization="component", method="separable", weights=(None, None, params["w"].reshape(1, 2))
+            x, y, lmax_out=1, normalization="component", weights=(None, None, params["w"].reshape(1, 2))
         ),
         make=lambda key, dtype: ({"w": jnp.asarray([0.5, 2.0], dtype)}, _normal((4, 9), (4, 9))(key, dtype)[1]),
         laws=(Law(O3, (FIELD(2), FIELD(2)), FIELD(1)),),
+    ),
+    *(
+        Layer(
+            name=f"euclidean.spherical_poisson_bracket ({method})",
+            function=lambda params, x, y, method=method: spherical_poisson_bracket(x, y, method=method),
+            make=_normal((4, 9), (4, 16)),
+            laws=(
+                Law(O3, (FIELD(2), FIELD(3)), rep.Irreps(tuple((l, -((-1) ** l)) for l in range(5)))),
+                Law(O3, (PSEUDO, FIELD(3)), FIELD(4)),
+            ),
+            leading_axes=True,
+        )
+        for method in ("grid", "octant", "separable")
     ),
     Layer(
         name="euclidean.gaunt_power",
@@ -204,13 +224,19 @@ LAYERS = [
         laws=(Law(O3, (FIELD(2, axis=-2),), FIELD(2, axis=-2)),),
         leading_axes=True,
     ),
-    Layer(
-        name="euclidean.gaunt_convolution",
-        function=_convolution,
-        make=_convolution_inputs,
-        laws=(Law(O3, (FIELD(1, axis=-2), rep.Vector(), rep.Trivial(), rep.Trivial()), FIELD(2, axis=-2)),),
-        degenerate=(lambda inputs: (inputs[0], jnp.zeros_like(inputs[1]), *inputs[2:]),),
-        padding=lambda inputs: ((None, ~inputs[3], ~inputs[3], None), None),
+    *(
+        Layer(
+            name=f"euclidean.gaunt_convolution ({method})",
+            function=_convolution(method),
+            make=_convolution_inputs,
+            laws=(Law(O3, (FIELD(1, axis=-2), rep.Vector(), rep.Trivial(), rep.Trivial()), FIELD(2, axis=-2)),),
+            degenerate=(
+                lambda inputs: (inputs[0], jnp.zeros_like(inputs[1]), *inputs[2:]),
+                lambda inputs: (inputs[0], jnp.zeros_like(inputs[1]).at[:, 1].set(-1.0), *inputs[2:]),
+            ),
+            padding=lambda inputs: ((None, ~inputs[3], ~inputs[3], None), None),
+        )
+        for method in ("grid", "rotated")
     ),
     Layer(
         name="euclidean.gaunt_convolution_slots",

@@ -61,7 +61,9 @@ def odd_paths(x, y, lmax_out, factor):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("l1", "l2", "l3"), [(1, 1, 1), (1, 2, 2), (2, 3, 4), (3, 3, 5), (4, 4, 7), (4, 2, 3), (2, 2, 6)])
+@pytest.mark.parametrize(
+    ("l1", "l2", "l3"), [(1, 1, 1), (1, 2, 2), (2, 3, 4), (3, 3, 5), (4, 4, 7), (4, 2, 3), (2, 2, 6)]
+)
 def test_equals_the_sum_over_odd_paths(x64, method, l1, l2, l3):
     x, y = normal(0, 5, (l1 + 1) ** 2), normal(1, 5, (l2 + 1) ** 2)
     expected = odd_paths(np.asarray(x), np.asarray(y), l3, bracket_factor)

@@ -208,7 +208,9 @@ def test_leading_axes_broadcast(x64, method, left, right):
     shape = np.broadcast_shapes(left, right)
     z = gaunt_tensor_product(x, y, method=method)
     full = gaunt_tensor_product(
-        jnp.broadcast_to(x, (*shape, 4)).reshape(-1, 4), jnp.broadcast_to(y, (*shape, 9)).reshape(-1, 9), method="sparse"
+        jnp.broadcast_to(x, (*shape, 4)).reshape(-1, 4),
+        jnp.broadcast_to(y, (*shape, 9)).reshape(-1, 9),
+        method="sparse",
     )
     assert z.shape == (*shape, 16)
     np.testing.assert_allclose(z.reshape(-1, 16), full, atol=1e-13)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from equivariant_jax.core.graphs import GraphBudget, batch, pad
+from equivariant_jax.euclidean import interatomic
 from equivariant_jax.euclidean.interatomic import (
     InteratomicPotential,
     PotentialConfig,
@@ -17,6 +18,7 @@ from equivariant_jax.euclidean.interatomic import (
     potential_apply,
     potential_init,
 )
+from equivariant_jax.euclidean.irreps import degree_slices
 
 CONFIG = PotentialConfig(
     species=(1, 6, 8),
@@ -284,9 +286,104 @@ def test_bad_input_is_named(params):
         energy_and_forces(params, graph._replace(nodes={"positions": graph.nodes["positions"]}), CONFIG)
     with pytest.raises(ValueError, match="shifts"):
         energy_and_forces(params, graph._replace(edges={}), CONFIG)
-    for bad in ({"species": (1, 1)}, {"hidden_lmax": 4}, {"layers": 0}, {"reference_energies": (1.0,)}):
+    for bad in (
+        {"species": (1, 1)},
+        {"hidden_lmax": 4},
+        {"layers": 0},
+        {"reference_energies": (1.0,)},
+        {"convolution": "mace"},
+        {"contraction": "CG"},
+    ):
         with pytest.raises(ValueError, match=r"got|entries"):
             dataclasses.replace(CONFIG, **bad)
+
+
+TWINS = [("gaunt", "gaunt"), ("cg", "gaunt"), ("gaunt", "cg"), ("cg", "cg")]
+
+
+def test_default_is_gaunt_throughout():
+    assert (CONFIG.convolution, CONFIG.contraction) == ("gaunt", "gaunt")
+    shapes = jax.tree.map(jnp.shape, INIT(jax.random.key(0), CONFIG))
+    assert shapes["layer_1"]["mix"] == (3, 4, 4)
+    assert shapes["layer_1"]["radial"][-1]["kernel"] == (8, 12)
+    assert shapes["layer_0"]["product"] == (3, 3, 2, 4)
+
+
+@pytest.mark.parametrize(("convolution", "contraction"), [("cg", "gaunt"), ("cg", "cg")])
+def test_clebsch_gordan_twins_are_equivariant_with_exact_forces(x64, key, convolution, contraction):
+    config = dataclasses.replace(CONFIG, convolution=convolution, contraction=contraction)
+    params, graph = INIT(jax.random.key(1), config, dtype="float64"), molecule(0)
+    out = EVALUATE(params, padded(graph), config)
+    rotation = np.asarray(jnp.linalg.qr(jax.random.normal(key, (3, 3), "float64"))[0])
+
+    def moved_by(positions):
+        return EVALUATE(params, padded(graph._replace(nodes={**graph.nodes, "positions": positions})), config)
+
+    for matrix in (rotation, -rotation):
+        moved = moved_by(graph.nodes["positions"] @ matrix.T + np.array([1.0, -2.0, 0.5]))
+        np.testing.assert_allclose(moved.energy, out.energy, atol=1e-10)
+        np.testing.assert_allclose(moved.forces, out.forces @ matrix.T, atol=1e-10 * np.abs(out.forces).max())
+        assert np.abs(moved.forces - out.forces).max() > 1e-2
+    step = 1e-5 * np.eye(15)[4].reshape(5, 3)
+    energies = [moved_by(graph.nodes["positions"] + sign * step).energy[0] for sign in (1, -1)]
+    slope = (energies[0] - energies[1]) / 2e-5
+    np.testing.assert_allclose(out.forces[1, 1], -slope, atol=1e-6 * np.abs(out.forces).max())
+    assert (np.asarray(out.forces[5:]) == 0).all()
+
+
+def test_twins_share_everything_but_their_products():
+    configs = {twin: dataclasses.replace(CONFIG, convolution=twin[0], contraction=twin[1]) for twin in TWINS}
+    shapes = {
+        twin: jax.tree.map(jnp.shape, jax.eval_shape(lambda c=c: potential_init(jax.random.key(0), c)))
+        for twin, c in configs.items()
+    }
+    for twin, other in shapes.items():
+        for layer in ("layer_0", "layer_1"):
+            for name, changed in (("up", "gaunt"), ("out", "gaunt"), ("mix", twin[0]), ("product", twin[1])):
+                same = other[layer][name] == shapes["gaunt", "gaunt"][layer][name]
+                # In the first layer a path is a degree of the filter: nothing changes there.
+                assert same == (changed == "gaunt" or (name == "mix" and layer == "layer_0")), (twin, layer, name)
+    ours, theirs = (INIT(jax.random.key(1), configs[twin]) for twin in (("gaunt", "gaunt"), ("cg", "cg")))
+    for name in ("up", "out", "readout", "skip"):
+        jax.tree.map(np.testing.assert_array_equal, ours["layer_1"][name], theirs["layer_1"][name])
+
+
+def test_one_layer_has_one_convolution(x64):
+    """From features of degree zero Gaunt and Clebsch-Gordan convolutions are the same function of the same numbers."""
+    config = dataclasses.replace(CONFIG, layers=1)
+    params, graph = INIT(jax.random.key(1), config, dtype="float64"), padded(molecule(0))
+    ours = EVALUATE(params, graph, config)
+    theirs = EVALUATE(params, graph, dataclasses.replace(config, convolution="cg"))
+    np.testing.assert_allclose(theirs.forces, ours.forces, atol=1e-12)
+
+
+@pytest.mark.parametrize(("convolution", "contraction"), TWINS)
+def test_activations_start_at_order_one(convolution, contraction):
+    """Mean squares per degree behind the neighbour sum and the many-body product, for unit-variance inputs."""
+    rng = np.random.default_rng(0)
+    config = PotentialConfig(
+        species=(1,), channels=16, layers=3, max_neighbours=8, average_neighbours=8.0, hidden_lmax=2,
+        radial_hidden=(8,), convolution=convolution, contraction=contraction,
+    )  # fmt: skip
+    x = jnp.asarray(rng.normal(size=(64, 9, 16)), jnp.float32)
+    unit = jnp.asarray(rng.normal(size=(64, 16, 16)), jnp.float32)
+    vectors = rng.normal(size=(64, 8, 3))
+    vectors = jnp.asarray(2.0 * vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), jnp.float32)
+    senders = jnp.asarray(rng.integers(0, 64, (64, 8)), jnp.int32)
+
+    @jax.jit
+    def activations(key):
+        entry = potential_init(key, config)["layer_1"]
+        around = interatomic._neighbourhood(vectors, jnp.ones((64, 8), bool), senders, config)
+        gathered = interatomic._neighbour_sum(entry, x, around, config, 1, None)
+        return gathered, interatomic._many_body(entry, unit, jnp.zeros(64, jnp.int32), config, 1, None)
+
+    outs = [jax.device_get(activations(jax.random.key(seed))) for seed in range(6)]
+    # The mean of eight independent neighbours has an eighth of the variance of one.
+    for part, lmax, factor in ((0, 3, 8.0), (1, 2, 1.0)):
+        squares = [factor * np.mean([np.mean(out[part][:, s] ** 2) for out in outs]) for s in degree_slices(lmax)]
+        assert min(squares) > 0.02
+        assert max(squares) < 20
 
 
 def test_learns_angles_that_its_scalar_twin_cannot_see():

@@ -1,6 +1,7 @@
 """The experiment end to end at its smallest, its baselines, and what it reports."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -101,6 +102,42 @@ def test_pair_baseline(tmp_path):
     assert metrics["test_300K/forces_mae_meV_A"] < 300
 
 
+def test_variants_differ_in_their_products_alone():
+    data = load_molecules("embedded", 5.0, train_size=20, validation_size=4)
+    plain = molecules.potential_config(TINY, data)
+    assert (plain.convolution, plain.contraction) == ("gaunt", "gaunt")
+    for variant, products in (("mace_gaunt", ("cg", "gaunt")), ("mace_cg", ("cg", "cg"))):
+        config = molecules.potential_config(dataclasses.replace(TINY, **molecules.VARIANTS[variant]), data)
+        assert (config.convolution, config.contraction) == products
+        assert dataclasses.replace(config, convolution="gaunt", contraction="gaunt") == plain
+    paper = molecules.PRESETS["paper"]
+    assert (paper.convolution, paper.contraction) == ("cg", "gaunt")
+
+
+def test_clebsch_gordan_twin_trains_and_loads(tmp_path, small_set):
+    config = dataclasses.replace(TINY, dataset=small_set, layers=2, steps=3, **molecules.VARIANTS["mace_cg"])
+    metrics = molecules.run(config, tmp_path)
+    assert np.isfinite(list(metrics.values())).all()
+    params, potential = molecular_models.load_potential(tmp_path)
+    assert (potential.convolution, potential.contraction) == ("cg", "cg")
+    assert params["layer_1"]["mix"].shape[0] > potential.lmax + 1
+
+
+def test_potentials_saved_without_the_choice_of_products_load(tmp_path):
+    data = load_molecules("embedded", 5.0, train_size=4, validation_size=4)
+    potential = molecules.potential_config(TINY, data)
+    params = jax.jit(potential_init, static_argnums=1)(jax.random.key(0), potential)
+    molecular_models.save_potential(params, potential, tmp_path / "potential.npz")
+    with np.load(tmp_path / "potential.npz") as arrays:
+        leaves = {name: arrays[name] for name in arrays.files}
+    written = json.loads(str(leaves["config"]))
+    del written["convolution"], written["contraction"]
+    np.savez(tmp_path / "potential.npz", **{**leaves, "config": json.dumps(written)})
+    loaded, config = molecular_models.load_potential(tmp_path)
+    assert config == potential
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(params))
+
+
 def test_huber_loss_is_quadratic_then_linear():
     data = load_molecules("embedded", 5.0, train_size=4, validation_size=4)
     potential = molecules.potential_config(TINY, data)
@@ -123,3 +160,24 @@ def test_claims_are_judged_by_the_worst_seeds():
     claims = molecules.claims({"gaunt": table(10.0, 12.0), "invariant": table(23.0, 30.0), "pair": table(100.0)})
     assert [(round(c["value"], 2), c["holds"]) for c in claims] == [(1.92, False), (8.33, True)]
     assert molecules.claims({"gaunt": table(10.0)}) == []
+
+
+def test_products_are_compared_by_means_over_seeds():
+    def table(mae, rmse, seconds):
+        values = {"test_300K/forces_mae_meV_A": mae, "test_300K/forces_rmse_meV_A": rmse, "train_seconds": seconds}
+        return {name: {"values": list(v)} for name, v in values.items()}
+
+    claims = molecules.claims(
+        {
+            "gaunt": table((9.0, 11.0), (21.0, 21.0), (30.0, 34.0)),
+            "mace_gaunt": table((9.0, 9.0), (24.0, 24.0), (90.0, 70.0)),
+            "mace_cg": table((10.0, 10.0), (20.0, 20.0), (100.0, 100.0)),
+        }
+    )
+    assert {c["point"] for c in claims} == {"9 real data"}
+    assert [(round(c["value"], 6), c["bar"], c["holds"]) for c in claims] == [
+        (1.05, 1.1, True), (0.32, 0.76, True), (1.2, 1.1, False), (0.8, 0.76, False),
+    ]  # fmt: skip
+    without_time = {"gaunt": table((9.0,), (9.0,), (1.0,)), "mace_cg": table((9.0,), (9.0,), (1.0,))}
+    del without_time["gaunt"]["train_seconds"]
+    assert len(molecules.claims(without_time)) == 1
