@@ -54,7 +54,9 @@ def benchmark_table(found: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for result in found.values():
-        if not str(result.get("experiment", "")).startswith("benchmarks."):
+        name = str(result.get("experiment", ""))
+        # Long sweeps bring a table of their own.
+        if not name.startswith("benchmarks.") or hasattr(importlib.import_module(f"experiments.{name}"), "tables"):
             continue
         for row in result["rows"]:
             peers = ", ".join(f"{name} {ratio:.2g}x" for name, ratio in row["ratios"].items())
@@ -155,9 +157,10 @@ def refresh_claims(directory: Path = results.RESULTS) -> list[str]:
     found = results.read_all(directory)
     for module, own in _modules(found):
         for stem, result in own.items():
-            if not hasattr(module, "claims") or "metrics" not in result:
+            measured = result.get("metrics", result.get("rows"))
+            if not hasattr(module, "claims") or measured is None:
                 continue
-            claims = results.check_claims(module.claims(result["metrics"]))
+            claims = results.check_claims(module.claims(measured))
             if claims != result["claims"]:
                 changed.append(stem)
                 results.dump(directory / f"{stem}.json", {**result, "claims": claims})

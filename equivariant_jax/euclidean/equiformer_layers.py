@@ -158,7 +158,7 @@ def sphere_activation(
       lmax: static; largest degree.
       grid_degree: static; degree of the quadrature rule, at least `2 lmax` or linear functions fail.
       mmax: static; largest order in a frame, None for a field by degree.
-      function: static; function of the field's values `[..., G, channels]`, acting on each point alone.
+      function: static; function of the field's values `[G, ..., channels]`, acting on each point alone.
       precision: static; precision of the matrix products.
 
     Returns:
@@ -177,9 +177,14 @@ def sphere_activation(
     if grid_degree < 2 * lmax:
         raise ValueError(f"grid_degree must be at least 2 lmax = {2 * lmax}, got {grid_degree}.")
     values, projection = _grid(lmax, mmax, grid_degree)
-    field = jnp.einsum("gk,...kc->...gc", np.asarray(values, x.dtype), x, precision=precision)
+    # Coefficients first and all else flat: two plain matrix products, and on CPU half the time of batched ones.
+    first = jnp.moveaxis(x, -2, 0)
+    rest = first.shape[1:]
+    field = jnp.matmul(np.asarray(values, x.dtype), first.reshape(first.shape[0], -1), precision=precision)
+    field = function(field.reshape(-1, *rest)).reshape(field.shape)
     # The scalars' own path replaces degree 0: its row need not be projected.
-    higher = jnp.einsum("kg,...gc->...kc", np.asarray(projection[1:], x.dtype), function(field), precision=precision)
+    higher = jnp.matmul(np.asarray(projection[1:], x.dtype), field, precision=precision)
+    higher = jnp.moveaxis(higher.reshape(-1, *rest), 0, -2)
     return jnp.concatenate([jax.nn.silu(scalars)[..., None, :], higher], axis=-2)
 
 

@@ -15,7 +15,7 @@ the same scalars; with the odd paths ("cg_odd", "gaunt_bracket") pseudoscalars t
 
 Differences from the official code: features of all degrees have equally many channels, gates are a linear map of the
 scalars, the centroid is the mean over nodes (there, for n-body, over the three coordinates of each node, which is not
-equivariant), and sums are divided by sqrt(`average_neighbours`).
+equivariant), and sums are divided by `average_neighbours`.
 
 References: Brandstetter et al. 2022, arXiv:2110.02905; Luo et al. 2024, arXiv:2401.10216 (n-body sanity check).
 """
@@ -62,7 +62,7 @@ class SteerableConfig:
       channels: features per coefficient.
       layers: rounds of message passing.
       centred_positions: whether the position relative to the centroid is a vector feature.
-      average_neighbours: mean number of neighbours, by whose root sums are divided.
+      average_neighbours: mean number of neighbours, by which sums are divided.
     """
 
     scalars_in: int = 1
@@ -224,7 +224,7 @@ def _layer(layer: Any, x: Array, around: _Geometry, config: SteerableConfig, pre
     message = attribute_linear(layer["message_2"], (message,), around.edges, **static)
     message = gated(layer["message_2_gate"], message, precision=precision)
     message = jnp.where(around.pairs[None, None, None], message, jnp.zeros((), x.dtype))
-    gathered = jnp.sum(message, axis=-1) * np.asarray(config.average_neighbours**-0.5, x.dtype)
+    gathered = jnp.sum(message, axis=-1) * np.asarray(1 / config.average_neighbours, x.dtype)
     update = attribute_linear(layer["update_1"], (x, gathered), around.nodes, **static)
     update = gated(layer["update_1_gate"], update, precision=precision)
     return x + attribute_linear(layer["update_2"], (update,), around.nodes, **static)

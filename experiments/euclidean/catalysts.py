@@ -88,7 +88,7 @@ class Config:
     dataset: str = "emt"
     surfaces: SurfaceConfig = dataclasses.field(default_factory=SurfaceConfig)
     selfmix: bool = True
-    r_max: float = 4.5
+    r_max: float = 4.0
     max_neighbours: int | None = None
     lmax: int = 4
     mmax: int = 2
@@ -129,7 +129,6 @@ PRESETS: dict[str, Config] = {
         ),
         lmax=2, mmax=1, channels=8, layers=1, heads=2, hidden_channels=8, alpha_channels=8, ffn_channels=8,
         edge_channels=16, num_basis=16, grid_degree=6, steps=60, warmup_steps=10, ema_decay=0.9, eval_every=30,
-        r_max=4.0,
     ),
     "cpu": Config(),
     # The 2M configuration of EquiformerV2, which the paper added the self-interaction to; 12 epochs of 2M structures.
