@@ -20,8 +20,9 @@ __all__ = ["DegreeWeights", "apply_to_rows", "check_degree_weights", "scale_degr
 # Factors per degree of the first operand, the second operand and the result; None for one.
 DegreeWeights = tuple[Array | None, Array | None, Array | None]
 
-# Rows of a block for each core. 64 to 256 are within a few per cent of each other from degree 4 to 16.
-_ROWS = 128
+# Rows of a block for each core: at least so many (64 to 256 are within a few per cent of each other for products of
+# degree 16 to 64), more where the grid has few points.
+_ROWS, _POINTS = 128, 2**16
 
 
 def check_degree_weights(weights: DegreeWeights | None) -> DegreeWeights:
@@ -73,13 +74,14 @@ def scale_degrees(x: Array, weights: Array | None, name: str) -> Array:
     return x * factors.reshape((1,) * (x.ndim - factors.ndim) + factors.shape)
 
 
-def _block(rows: int, inner: int) -> int:
+def _block(rows: int, inner: int, degree: int) -> int:
     # Rows of a block, a divisor of `rows` where one is near; all rows off the CPU, where blocks would be launched one
     # after the other.
     if jax.default_backend() != "cpu":
         return rows
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    target = max(1, _ROWS * cores // max(inner, 1))
+    per_core = max(_ROWS, 3 * _POINTS // (degree + 1) ** 2)
+    target = max(1, per_core * cores // max(inner, 1))
     if 2 * rows <= 3 * target:
         return rows
     near = [size for size in range(max(1, target // 2), 2 * target + 1) if rows % size == 0]
@@ -88,7 +90,7 @@ def _block(rows: int, inner: int) -> int:
     return -(-rows // -(-rows // target))
 
 
-def apply_to_rows(body: Callable[[Array, Array], Array], x: Array, y: Array, *, in_blocks: bool = True) -> Array:
+def apply_to_rows(body: Callable[[Array, Array], Array], x: Array, y: Array, degree: int | None) -> Array:
     """Applies a product of coefficient arrays over broadcast leading axes.
 
     Args:
@@ -96,12 +98,14 @@ def apply_to_rows(body: Callable[[Array, Array], Array], x: Array, y: Array, *, 
         `[rows, ..., N3]`.
       x: shape `[..., N1]`, float.
       y: shape `[..., N2]`, leading axes broadcast.
-      in_blocks: static; whether rows may be taken in blocks on CPU.
+      degree: static; total degree of the grid, which decides how many rows fit the cache of a CPU core; None to take
+        all rows at once.
 
     Returns:
       Array of shape `[..., N3]`.
     """
-    body = jax.checkpoint(body)
+    # On CPU nothing large can be merged between the passes: they are separate loops, or the rows are few.
+    body = jax.checkpoint(body, prevent_cse=jax.default_backend() != "cpu" or degree is None)
     rank = max(x.ndim, y.ndim)
     x = x.reshape((1,) * (rank - x.ndim) + x.shape)
     y = y.reshape((1,) * (rank - y.ndim) + y.shape)
@@ -118,7 +122,7 @@ def apply_to_rows(body: Callable[[Array, Array], Array], x: Array, y: Array, *, 
     for size in leading[shared:]:
         inner *= size
     x, y = x.reshape(rows, *x.shape[shared:]), y.reshape(rows, *y.shape[shared:])
-    block = _block(rows, inner) if in_blocks else rows
+    block = rows if degree is None else _block(rows, inner, degree)
     if block == rows:
         out = body(x, y)
     else:

@@ -157,7 +157,7 @@ def spherical_poisson_bracket(
         bracket = _difference(multiply_classes(f_polar, g_azimuthal), multiply_classes(f_azimuthal, g_polar))
         return jnp.moveaxis(grid.project(bracket, reached, scale=scales[2], precision=precision), 0, -1)
 
-    z = apply_to_rows(body, x, y)
+    z = apply_to_rows(body, x, y, degree)
     if reached < lmax_out:
         missing = (lmax_out + 1) ** 2 - degree_index(reached).size
         z = jnp.pad(z, [(0, 0)] * (z.ndim - 1) + [(0, missing)])

@@ -157,8 +157,9 @@ def gaunt_tensor_product(
 
         z = fused_product(x, y, reached, scales, precision=precision)
     else:
-        body = _body(method, lmax1 + lmax2 + reached, reached, scales, precision)
-        z = apply_to_rows(body, x, y, in_blocks=method != "fourier")
+        degree = lmax1 + lmax2 + reached
+        body = _body(method, degree, reached, scales, precision)
+        z = apply_to_rows(body, x, y, None if method == "fourier" else degree)
     if reached < lmax_out:
         missing = (lmax_out + 1) ** 2 - degree_index(reached).size
         z = jnp.pad(z, [(0, 0)] * (z.ndim - 1) + [(0, missing)])

@@ -89,8 +89,8 @@ class SteerableConfig:
             raise ValueError(f"degrees and numbers of features must not be negative, got {self}.")
         if self.pseudoscalars_out and num_parities(self.product) == 1:
             raise ValueError(
-                f'product "{self.product}" has natural paths only, from which no pseudoscalar can be made; use "cg_odd" '
-                'or "gaunt_bracket", or set pseudoscalars_out=0.'
+                f'product "{self.product}" has natural paths only, which make no pseudoscalar; use "cg_odd" or '
+                '"gaunt_bracket", or set pseudoscalars_out=0.'
             )
         vectors = self.vectors_in + self.vectors_out + self.centred_positions
         if self.lmax == 0 and vectors:

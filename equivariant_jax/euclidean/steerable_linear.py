@@ -1,24 +1,23 @@
 r"""Linear maps of steerable features whose matrices depend on the geometry, and the gate that follows them.
 
 Features are coefficients `[parities, (lmax + 1)**2, channels, ...]`: the first parity is natural (degree l changes by
-(-1)^l under inversion), the second, if there is one, pseudo (by -(-1)^l). Every feature of O(3) is one of the two. Items
-(batch, nodes, edges) come last: at the low degrees of such networks the products are short sums, and this way each term
-runs over long rows, which on CPU is several times faster than coefficients last. A map multiplies features x with natural
-attributes a (spherical harmonics of directions) and mixes channels,
+(-1)^l under inversion), the second, if there is one, pseudo (by -(-1)^l). Every feature of O(3) is one of the two.
+Items (batch, nodes, edges) come last, for the reason given in `steerable_products`. A map multiplies features x with
+natural attributes a (spherical harmonics of directions) and mixes channels,
 
   "cg", "cg_odd"            z_{l3} = sum_{l1, l2} [ (x_{l1} V_{l1 l2 l3}) (x) a_{l2} ]_{l3},   a matrix V for each path;
   "gaunt", "gaunt_bracket"  z_{l3} = GTP(x V, w a)_{l3} U_{l3},   matrices before and after, a factor w for each channel
                             and attribute degree, one product per channel.
 
-"cg" and "gaunt" hold the paths with l1 + l2 + l3 even: natural stays natural, and no output tells a shape from its mirror
-image. "cg_odd" adds the Clebsch-Gordan paths with l1 + l2 + l3 odd, "gaunt_bracket" the spherical Poisson bracket {x V,
-w' a}, which holds the same paths; both turn natural into pseudo and pseudo into natural.
+"cg" and "gaunt" hold the paths with l1 + l2 + l3 even: natural stays natural, and no output tells a shape from its
+mirror image. "cg_odd" adds the Clebsch-Gordan paths with l1 + l2 + l3 odd, "gaunt_bracket" the spherical Poisson
+bracket {x V, w' a}, which holds the same paths; both turn natural into pseudo and pseudo into natural.
 
-Laws: `map(D x, D a) == D map(x, a)` for O(3); with several inputs, `map((x, y), a) == map((x, 0), a) + map((0, y), a)` up
-to the bias, which only natural scalars have.
+Laws: `map(D x, D a) == D map(x, a)` for O(3); a map of several inputs is the sum of the maps of each, up to the bias,
+which only natural scalars have.
 
-References: Brandstetter et al. 2022, arXiv:2110.02905, eqs. 6 to 8; Luo et al. 2024, arXiv:2401.10216. Here the gates are
-a linear map of the scalars (there, further outputs of the product), and weights are drawn with unit variance.
+References: Brandstetter et al. 2022, arXiv:2110.02905, eqs. 6 to 8; Luo et al. 2024, arXiv:2401.10216. Here the gates
+are a linear map of the scalars (there, further outputs of the product), and weights are drawn with unit variance.
 """
 
 import functools
@@ -31,11 +30,8 @@ import numpy as np
 from jax import lax
 
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
-from equivariant_jax.euclidean.bracket import spherical_poisson_bracket
-from equivariant_jax.euclidean.coupling import clebsch_gordan
-from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
-from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
-from equivariant_jax.euclidean.irreps import degree_index, expand_degrees, lmax_of, num_coefficients
+from equivariant_jax.euclidean.irreps import degree_index, lmax_of, num_coefficients
+from equivariant_jax.euclidean.steerable_products import couple_paths, coupling_blocks, weighted_product
 from equivariant_jax.nn.mlp import unit_silu
 
 __all__ = [
@@ -49,11 +45,6 @@ __all__ = [
 ]
 
 SteerableProduct = Literal["cg", "cg_odd", "gaunt", "gaunt_bracket"]
-# Terms of a bilinear sum: (index of x, index of y, factor).
-Terms = tuple[tuple[int, int, float], ...]
-
-# Up to this degree Gaunt products are summed over their non-zero coefficients, in place; above, they go to the grid.
-MAX_UNROLLED = 2
 
 
 class SteerableType(NamedTuple):
@@ -91,49 +82,6 @@ def num_parities(product: SteerableProduct) -> int:
     return 2 if product in ("cg_odd", "gaunt_bracket") else 1
 
 
-class _Block(NamedTuple):
-    # The paths that start from one parity and degree of the input: (l2, l3, parity of the output) of each.
-    parity: int
-    degree: int
-    paths: tuple[tuple[int, int, int], ...]
-
-
-@functools.cache
-def _blocks(lmax: int, parities: int, attribute_lmax: int, lmax_out: int, odd: bool) -> tuple[_Block, ...]:
-    blocks = []
-    for parity in range(parities):
-        for l1 in range(lmax + 1):
-            paths = tuple(
-                (l2, l3, (parity + l1 + l2 + l3) % 2)
-                for l2 in range(attribute_lmax + 1)
-                for l3 in range(abs(l1 - l2), min(l1 + l2, lmax_out) + 1)
-                if odd or (l1 + l2 + l3) % 2 == 0
-            )
-            if paths:
-                blocks.append(_Block(parity, l1, paths))
-    return tuple(blocks)
-
-
-@functools.cache
-def _cg_terms(blocks: tuple[_Block, ...], lmax_out: int, parities_out: int) -> tuple[Terms, ...]:
-    # One row per output parity and coefficient; x is counted by block, m1 and path. Unit variance gives unit variance.
-    size = num_coefficients(lmax_out)
-    counts = np.zeros((parities_out, lmax_out + 1))
-    for block in blocks:
-        for _, l3, parity in block.paths:
-            counts[parity, l3] += 1
-    rows: list[list[tuple[int, int, float]]] = [[] for _ in range(parities_out * size)]
-    start = 0
-    for block in blocks:
-        for path, (l2, l3, parity) in enumerate(block.paths):
-            table = clebsch_gordan(block.degree, l2, l3) * np.sqrt((2 * l3 + 1) / counts[parity, l3])
-            for m1, m2, m3 in np.argwhere(table):
-                i = start + int(m1) * len(block.paths) + path
-                rows[parity * size + l3 * l3 + m3].append((i, int(l2 * l2 + m2), float(table[m1, m2, m3])))
-        start += (2 * block.degree + 1) * len(block.paths)
-    return tuple(tuple(row) for row in rows)
-
-
 def _union(inputs: Sequence[SteerableType]) -> tuple[int, int]:
     return max(t.lmax for t in inputs), max(t.parities for t in inputs)
 
@@ -150,7 +98,7 @@ def _mixes(product: str, inputs: Sequence[SteerableType], attribute_lmax: int, l
     """Where channels are mixed before the product: (parity, degree, number of matrices)."""
     lmax, parities = _union(inputs)
     if product.startswith("cg"):
-        blocks = _blocks(lmax, parities, attribute_lmax, lmax_out, product == "cg_odd")
+        blocks = coupling_blocks(lmax, parities, attribute_lmax, lmax_out, product == "cg_odd")
         return [(b.parity, b.degree, len(b.paths)) for b in blocks]
     return [(parity, degree, 1) for parity in range(parities) for degree in range(lmax + 1)]
 
@@ -241,80 +189,13 @@ def _mixed(kernels: Sequence[dict[str, Array]], inputs: Sequence[Array], parity:
     return functools.reduce(jnp.add, terms)
 
 
-def _unstack(x: Array, axes: int = 1) -> list[Array]:
-    # One array for each entry of the leading axes. The derivative of a split is one concatenation; that of indexing
-    # would be as many arrays of zeros as there are entries.
-    x = x.reshape(-1, *x.shape[axes:])
-    return [part[0] for part in lax.split(x, [1] * x.shape[0])]
-
-
-def _sum_products(x: Sequence[Array], y: Sequence[Array], terms: Terms) -> Array | None:
-    """`sum factor * x[i] * y[j]` over the terms, for x `[channels, ...]` and y `[...]`; None if there are none."""
-    # What multiplies one x first: a number per item, shared by the channels.
-    factors: dict[int, Array] = {}
-    for i, j, factor in terms:
-        term = y[j] * np.asarray(factor, y[j].dtype)
-        factors[i] = factors[i] + term if i in factors else term
-    products = [x[i] * factor[None] for i, factor in factors.items()]
-    return functools.reduce(jnp.add, products) if products else None
-
-
-def _stack_rows(rows: Sequence[Array | None]) -> Array:
-    zero = jnp.zeros_like(next(row for row in rows if row is not None))
-    return jnp.stack([zero if row is None else row for row in rows])
-
-
-@functools.cache
-def _gaunt_terms(lmax1: int, lmax2: int, lmax_out: int) -> tuple[tuple[Terms, ...], ...]:
-    # For each output coefficient and degree of y. Scaled per output degree so that unit-variance coefficients give unit
-    # variance, as normalization="component" does.
-    table = gaunt_table(lmax1, lmax2, lmax_out)
-    variance = np.sum(table**2, axis=(0, 1))[[l * l for l in range(lmax_out + 1)]]
-    table = table / np.sqrt(np.where(variance > 1e-12, variance, 1.0))[degree_index(lmax_out)]
-    return tuple(
-        tuple(
-            tuple(
-                (int(i), int(j), float(table[i, j, k]))
-                for i, j in np.argwhere(table[..., k])
-                if degree_index(lmax2)[j] == l
-            )
-            for l in range(lmax2 + 1)
-        )
-        for k in range(table.shape[2])
-    )
-
-
-def _gaunt(x: Array, attributes: Array, weights: Array, lmax_out: int, precision) -> Array:
-    """`GTP(x, w a)` of x `[coefficients, channels, ...]`, a `[coefficients, ...]` and w `[channels, degrees]`."""
-    lmax1, lmax2 = lmax_of(x.shape[0]), lmax_of(attributes.shape[0])
-    if max(lmax1, lmax2, lmax_out) > MAX_UNROLLED:
-        return _coefficients_first(gaunt_tensor_product, x, attributes, weights, lmax_out, precision)
-    parts, harmonics = _unstack(x), _unstack(attributes)
-    shaped = [w.reshape(-1, *(1,) * (attributes.ndim - 1)) for w in _unstack(weights.T)]
-    rows: list[Array | None] = []
-    for by_degree in _gaunt_terms(lmax1, lmax2, lmax_out):
-        sums = [_sum_products(parts, harmonics, terms) for terms in by_degree]
-        weighted = [w * value for w, value in zip(shaped, sums, strict=True) if value is not None]
-        rows.append(functools.reduce(jnp.add, weighted) if weighted else None)
-    return _stack_rows(rows)
-
-
-def _coefficients_first(multiply, x: Array, attributes: Array, weights: Array, lmax_out: int, precision) -> Array:
-    """A product of the library, which has coefficients last, with `w a`."""
-    factors = expand_degrees(weights)
-    factors = factors.reshape(factors.shape[0], *(1,) * (attributes.ndim - 1), factors.shape[1])
-    x, y = jnp.moveaxis(x, 0, -1), jnp.moveaxis(attributes, 0, -1)[None] * factors
-    out = multiply(x, y, lmax_out=lmax_out, normalization="component", precision=precision)
-    return jnp.moveaxis(out, -1, 0)
-
-
 def _couple_gaunt(params, u: Array, attributes: Array, product: str, lmax_out: int, precision) -> Array:
+    static: dict[str, Any] = {"lmax_out": lmax_out, "precision": precision}
     weights = params["attribute"]
-    even = [_gaunt(x, attributes, weights[0], lmax_out, precision) for x in u]
+    even = [weighted_product("gaunt", x, attributes, weights[0], **static) for x in u]
     parts = [even]
     if product == "gaunt_bracket":
-        bracket = functools.partial(_coefficients_first, spherical_poisson_bracket)
-        odd = [bracket(x, attributes, weights[1], lmax_out, precision) for x in u]
+        odd = [weighted_product("bracket", x, attributes, weights[1], **static) for x in u]
         # The bracket with a natural attribute turns natural into pseudo and pseudo into natural.
         parts = [even[p : p + 1] + odd[1 - p : 2 - p] for p in range(2)]
     mixed = []
@@ -340,8 +221,8 @@ def attribute_linear(
     Args:
       params: from `attribute_linear_init`.
       inputs: features `[parities, (lmax + 1)**2, channels, ...]` of the types that `params` were made for, float; what
-        enters is their concatenation over channels, but trailing axes (as many as the attributes have) broadcast, so that
-        what does not depend on an edge is mixed once per node.
+        enters is their concatenation over channels, but trailing axes (as many as the attributes have) broadcast, so
+        that what does not depend on an edge is mixed once per node.
       attributes: natural features `[(attribute_lmax + 1)**2, ...]`, dtype of the inputs, of unit mean square (component
         normalised harmonics).
       product: static; the product that `params` were made for.
@@ -378,11 +259,8 @@ def attribute_linear(
     mixes = _mixes(product, types, attribute_lmax, lmax_out)
     mixed = [_mixed(kernels, inputs, parity, degree, precision) for parity, degree, _ in mixes]
     if product.startswith("cg"):
-        blocks = _blocks(lmax, parities, attribute_lmax, lmax_out, product == "cg_odd")
-        x = [part for block in mixed for part in _unstack(block, 2)]
-        harmonics = _unstack(attributes)
-        out = _stack_rows([_sum_products(x, harmonics, row) for row in _cg_terms(blocks, lmax_out, parities_out)])
-        out = out.reshape(parities_out, -1, *out.shape[1:])
+        blocks = coupling_blocks(lmax, parities, attribute_lmax, lmax_out, product == "cg_odd")
+        out = couple_paths(mixed, attributes, blocks, lmax_out=lmax_out, parities_out=parities_out)
     else:
         rows = [row[:, 0] for row in mixed]
         trailing = np.broadcast_shapes(*(row.shape[2:] for row in rows))

@@ -15,6 +15,8 @@ keep dependent chains too); the spanned maps are the same.
 import functools
 import itertools
 import math
+from collections import Counter
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -138,14 +140,74 @@ def contraction_paths(lmax: int, lmax_out: int, order: int) -> tuple[tuple[int, 
     )
 
 
+@functools.cache
+def _monomial_table(lmax: int, order: int, lmax_out: int) -> np.ndarray:
+    # The scaled tensors of all degrees on the distinct products x_i x_j .. with i <= j <= .., each with the number of
+    # its orderings: [sum of (2 degree + 1) paths, monomials].
+    monomials = list(itertools.combinations_with_replacement(range(num_coefficients(lmax)), order))
+    orderings = [math.factorial(order) / math.prod(map(math.factorial, Counter(m).values())) for m in monomials]
+    rows = [
+        _scaled_basis(lmax, order, degree)[tuple(np.transpose(monomials))].reshape(len(monomials), -1)
+        for degree in range(lmax_out + 1)
+    ]
+    table = (np.concatenate(rows, axis=1) * np.array(orderings)[:, None]).T
+    table.setflags(write=False)
+    return table
+
+
+def _by_monomials(x: Array, weights: list[list[Array]], precision) -> list[Array]:
+    # weights[degree][nu - 1]: [paths, ...]; x: [coefficients, ...]. One matrix product for each order.
+    size, lmax = x.shape[0], lmax_of(x.shape[0])
+    blocks: list[list[Array]] = [[] for _ in weights]
+    monomials, first = x, list(range(size))  # first[i]: where monomials without the factors x_0 .. x_{i-1} begin
+    for nu in range(1, len(weights[0]) + 1):
+        if nu > 1:
+            grown = [x[i : i + 1] * monomials[first[i] :] for i in range(size)]
+            first = np.cumsum([0, *(g.shape[0] for g in grown[:-1])]).tolist()
+            monomials = jnp.concatenate(grown, axis=0)
+        table = _monomial_table(lmax, nu, len(weights) - 1).astype(x.dtype)
+        features = jnp.tensordot(table, monomials, axes=1, precision=precision)
+        counts = [(2 * degree + 1) * w[nu - 1].shape[0] for degree, w in enumerate(weights)]
+        parts = jnp.split(features, np.cumsum(counts)[:-1].tolist(), axis=0)
+        for degree, part in enumerate(parts):
+            part = part.reshape(2 * degree + 1, -1, *part.shape[1:])
+            blocks[degree].append(jnp.sum(part * weights[degree][nu - 1][None], axis=1))
+    return [functools.reduce(jnp.add, terms) for terms in blocks]
+
+
+def _by_horner(x: Array, weights: list[list[Array]], precision) -> list[Array]:
+    size, lmax = x.shape[0], lmax_of(x.shape[0])
+    blocks = []
+    for degree, by_order in enumerate(weights):
+        result = None
+        for nu in range(len(by_order), 0, -1):
+            # Axes m, k1 .. k_nu, path.
+            table = np.moveaxis(_scaled_basis(lmax, nu, degree), -2, 0).astype(x.dtype)
+            if result is None:
+                pairs = x[:, None] * by_order[nu - 1][None]
+                pairs = pairs.reshape(-1, *pairs.shape[2:])
+                result = jnp.tensordot(table.reshape(-1, pairs.shape[0]), pairs, axes=1, precision=precision)
+            else:
+                flat = table.reshape(-1, table.shape[-1])
+                tensor = result + jnp.tensordot(flat, by_order[nu - 1], axes=1, precision=precision)
+                tensor = tensor.reshape(-1, size, *tensor.shape[1:])
+                result = jnp.sum(tensor * x[None], axis=1)
+        blocks.append(result)
+    return blocks
+
+
 def symmetric_contraction(
-    x: Array, weights: Array, *, lmax_out: int, order: int, precision=lax.Precision.HIGHEST
+    x: Array,
+    weights: Array,
+    *,
+    lmax_out: int,
+    order: int,
+    method: Literal["monomials", "horner"] = "monomials",
+    precision=lax.Precision.HIGHEST,
 ) -> Array:
     r"""Sums all symmetric equivariant products of up to `order` copies of `x`, each with its own weight.
 
-    Evaluated as MACE does: the tensor of the highest order is contracted with the weights and once with `x`, the next
-    lower one added, and so on (Horner's scheme). Every path is scaled so that independent standard normal `x` and a
-    weight of one give unit variance.
+    Every path is scaled so that independent standard normal `x` and a weight of one give unit variance.
 
     Args:
       x: coefficients, shape `[..., (lmax + 1)**2, channels]`, float.
@@ -153,13 +215,16 @@ def symmetric_contraction(
         degree, then order, as `contraction_paths(lmax, lmax_out, order)` counts them.
       lmax_out: static; largest degree of the result, at most `lmax`.
       order: static; highest power, 1 or more.
+      method: static; "horner" as MACE evaluates it: the tensor of the highest order is contracted with the weights and
+        once with `x`, the next lower one added, and so on. "monomials" multiplies the distinct products of coefficients
+        with the tensors and weighs the results: the same numbers, two to four times as fast.
       precision: static; precision of the matrix products.
 
     Returns:
       Array of shape `[..., (lmax_out + 1)**2, channels]`, dtype of `x`.
 
     Raises:
-      ValueError: if shapes do not fit, `order` is below 1 or `lmax_out > lmax`.
+      ValueError: if shapes do not fit, `order` is below 1, `lmax_out > lmax` or the method is unknown.
 
     Example:
       >>> paths = sum(sum(counts) for counts in contraction_paths(2, 1, 3))
@@ -178,26 +243,11 @@ def symmetric_contraction(
             f"expected x `[..., (lmax + 1)**2, channels]`, weights `[..., {paths}, channels]` (a path for each entry "
             "of contraction_paths), lmax_out <= lmax and order >= 1."
         )
-    size = x.shape[-2]
+    if method not in ("monomials", "horner"):
+        raise ValueError(f'method must be "monomials" or "horner", got {method!r}.')
     # Coefficients first: each contraction with a tensor is then one matrix product for all items and channels.
-    x = jnp.moveaxis(x, -2, 0)
     ends = np.cumsum(np.ravel(counts))[:-1].tolist()
     terms = iter(jnp.split(jnp.moveaxis(weights, -2, 0), ends, axis=0))
-    blocks = []
-    for degree in range(lmax_out + 1):
-        by_order = [next(terms) for _ in range(order)]
-        result = None
-        for nu in range(order, 0, -1):
-            # Axes m, k1 .. k_nu, path.
-            table = np.moveaxis(_scaled_basis(lmax, nu, degree), -2, 0).astype(x.dtype)
-            if result is None:
-                pairs = x[:, None] * by_order[nu - 1][None]
-                pairs = pairs.reshape(-1, *pairs.shape[2:])
-                result = jnp.tensordot(table.reshape(-1, pairs.shape[0]), pairs, axes=1, precision=precision)
-            else:
-                flat = table.reshape(-1, table.shape[-1])
-                tensor = result + jnp.tensordot(flat, by_order[nu - 1], axes=1, precision=precision)
-                tensor = tensor.reshape(-1, size, *tensor.shape[1:])
-                result = jnp.sum(tensor * x[None], axis=1)
-        blocks.append(result)
-    return jnp.moveaxis(jnp.concatenate(blocks, axis=0), 0, -2)
+    ordered = [[next(terms) for _ in range(order)] for _ in range(lmax_out + 1)]
+    evaluate = _by_monomials if method == "monomials" else _by_horner
+    return jnp.moveaxis(jnp.concatenate(evaluate(jnp.moveaxis(x, -2, 0), ordered, precision), axis=0), 0, -2)

@@ -2,8 +2,9 @@
 
 A training step is the gradient by all parameters of a loss on energies and forces (a gradient of a gradient) for a
 padded batch of molecules of the embedded set. The many-body product alone is `gaunt_polynomial` against MACE's
-symmetric contraction in the same evaluation order, float32, all degrees up to L out; "forward+backward" adds the
-gradients by features and weights. That errors are equal at equal size is for `euclidean.molecules` to show.
+symmetric contraction, in MACE's order of evaluation and in a faster one (which the training steps use), float32, all
+degrees up to L out; "forward+backward" adds the gradients by features and weights. That errors are equal at equal size
+is for `euclidean.molecules` to show.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from experiments.euclidean.molecular_sets import load_molecules
 __all__ = ["CARD", "PRESETS", "Config", "cases", "claims"]
 
 CARD = "gaunt_tensor_product"
-MACE = "MACE U tensors"
+MACE, MONOMIALS = "MACE U tensors", "the same on monomials"
 # Products of the training step: neighbours / many-body.
 STEPS: dict[str, tuple[Any, Any]] = {
     "gaunt / gaunt": ("gaunt", "gaunt"),
@@ -80,14 +81,18 @@ def _contractions(config: Config) -> Iterator[Case]:
     nodes = max(1, config.rows // channels)
     for degree in config.degrees:
         paths = sum(map(sum, contraction_paths(degree, degree, config.order)))
-        shapes = {"ours": (config.order, degree + 1, channels), MACE: (paths, channels)}
+        coupled = (paths, channels)
+        shapes = {"ours": (config.order, degree + 1, channels), MACE: coupled, MONOMIALS: coupled}
         x = jnp.asarray(rng.normal(size=(nodes, (degree + 1) ** 2, channels)), jnp.float32)
         arguments = {
             name: (x, jnp.asarray(rng.normal(size=(nodes, *shape)), jnp.float32)) for name, shape in shapes.items()
         }
         contenders: dict[str, Callable] = {
             "ours": lambda x, w, degree=degree: gaunt_polynomial(x, w, lmax_out=degree),
-            MACE: lambda x, w, degree=degree: symmetric_contraction(x, w, lmax_out=degree, order=config.order),
+            MACE: lambda x, w, degree=degree: symmetric_contraction(
+                x, w, lmax_out=degree, order=config.order, method="horner"
+            ),
+            MONOMIALS: lambda x, w, degree=degree: symmetric_contraction(x, w, lmax_out=degree, order=config.order),
         }
         name = f"many-body, order {config.order}, L={degree}, {nodes} x {channels}"
         yield Case(f"{name}, forward", contenders, arguments)

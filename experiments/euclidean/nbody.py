@@ -3,15 +3,15 @@ r"""Predicts charged particles 1000 steps ahead with Clebsch-Gordan or Gaunt pro
 The network is `equivariant_jax.euclidean.steerable` (SEGNN's message passing), the data `data.simulators` (the charged
 5-body simulation of EGNN, made anew, frame 30 -> 40); the metric is the mean squared error of the positions on the test
 set. Variants differ in the product and have as nearly equal numbers of parameters as a whole number of channels allows:
-`gaunt`, `cg`, the same with attributes of degree 2 (`gaunt_2`, `cg_2`), and `plain`, the same network at degree 0 that is
-fed coordinates as if they were invariants: no symmetry, same code and budget. `linear_mse` is what one fitted time t
+`gaunt`, `cg`, the same with attributes of degree 2 (`gaunt_2`, `cg_2`), and `plain`, the same network at degree 0 that
+is fed coordinates as if they were invariants: no symmetry, same code and budget. `linear_mse` is what one fitted time t
 reaches with `x + t v`.
 
 Published (1e-3): SEGNN 4.3, EGNN 7.1, a plain graph network 10.7, linear 81.9 (arXiv:2110.02905, arXiv:2102.09844; from
 memory); with the Gaunt product (arXiv:2401.10216, read off a chart) Clebsch-Gordan 5.0 and 5.2, Gaunt 4.8 and 5.0 at
-attribute degree 1 and 2. The `paper` preset has the settings of SEGNN's repository: 4 layers, `lmax` 1, 32 channels (its
-64 hidden features balanced by weights), batch 100, 1000 epochs of Adam at 5e-4; what the Gaunt paper changed of them is
-not known.
+attribute degree 1 and 2. The `paper` preset has the settings of SEGNN's repository: 4 layers, `lmax` 1, 32 channels
+(its 64 hidden features balanced by weights), batch 100, 1000 epochs of Adam at 5e-4; what the Gaunt paper changed of
+them is not known.
 
 Command: `python -m experiments euclidean.nbody cpu --seeds 0 1 2 --variants all`. Numbers reached, hardware and time
 stand in `experiments/results`, written by the run.
@@ -101,7 +101,8 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     "ci": Config(
-        channels=4, layers=1, train_size=200, validation_size=100, test_size=100, epochs=10, evaluations=2, batch_size=20
+        channels=4, layers=1, train_size=200, validation_size=100, test_size=100, epochs=10, evaluations=2,
+        batch_size=20,
     ),
     "cpu": Config(),
     "paper": Config(

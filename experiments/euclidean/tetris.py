@@ -7,12 +7,13 @@ group is SE(3), and the mirror image of a chiral shape is another class. Its log
   mean over nodes of (scalars + pseudoscalars),
 
 where pseudoscalars change sign under reflection. A network whose products have natural paths only (`gaunt`) has no
-pseudoscalars: it is invariant under all of O(3), gives the mirror pair the same logits, whatever its weights, and gets 7
-shapes right at most. With the odd paths, by the Poisson bracket (`gaunt_bracket`) or by Clebsch-Gordan (`cg`), it gets
-all 8. `mirror_gap` is the largest difference of the pair's logits over the largest logit, before and after training.
+pseudoscalars: it is invariant under all of O(3), gives the mirror pair the same logits, whatever its weights, and gets
+7 shapes right at most. With the odd paths, by the Poisson bracket (`gaunt_bracket`) or by Clebsch-Gordan (`cg`), it
+gets all 8. `mirror_gap` is the largest difference of the pair's logits over the largest logit, before and after
+training.
 
 A shape counts as right if its logit exceeds all others by `margin`: of two equal logits rounding would pick one at
-random, and a tie is no answer.
+random, and a tie is no answer. `argmax_right` counts the largest logit whatever its lead, mean over rotations.
 
 Card, point 8: "on tetris a Gaunt-only natural-parity net cannot exceed 7/8 (mirror pair); with the bracket it reaches
 8/8". Command: `python -m experiments euclidean.tetris cpu --seeds 0 1 2 --variants all`. Numbers reached, hardware and
@@ -103,7 +104,7 @@ def shapes() -> np.ndarray:
 
 
 def network_config(config: Config) -> SteerableConfig:
-    """Makes the network's configuration: eight logits from scalars, and from pseudoscalars where the product has any."""
+    """Makes the network's configuration: logits from scalars, and from pseudoscalars if the product has any."""
     odd = config.product != "gaunt"
     return SteerableConfig(
         scalars_in=1, scalars_out=len(SHAPES), pseudoscalars_out=len(SHAPES) * odd, product=config.product,
@@ -161,7 +162,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Returns:
       Flat dict of floats: `right_best` and `right_worst` (shapes right under the best and worst rotation), `accuracy`
-      (mean over rotations), `train_right`, `mirror_gap_before`, `mirror_gap_after`, and so on.
+      (mean over rotations), `argmax_right`, `train_right`, `mirror_gap_before`, `mirror_gap_after`, and so on.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -204,6 +205,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         "right_best": float(right.max()),
         "right_worst": float(right.min()),
         "accuracy": float(right.mean() / len(positions)),
+        "argmax_right": float(_right(after, 0.0).mean()),
         "train_right": float(_right(classify(result.state.params, positions[None]), config.margin)[0]),
         "cross_entropy": float(result.train["cross_entropy"]),
         "mirror_gap_before": _mirror_gap(before),

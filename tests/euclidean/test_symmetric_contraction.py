@@ -170,6 +170,15 @@ def test_gaunt_polynomial_is_a_contraction_with_fixed_weights(x64):
     assert np.abs(fixed).min() > 1e-3  # every path takes part: Gaunt powers leave none of these out
 
 
+@pytest.mark.parametrize(("lmax", "lmax_out", "order"), [(2, 2, 3), (1, 0, 4), (2, 1, 1), (0, 0, 2)])
+def test_both_methods_agree(x64, lmax, lmax_out, order):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, (lmax + 1) ** 2, 4)))
+    w = jnp.asarray(rng.normal(size=(1, 3, count(lmax, lmax_out, order), 4)))
+    one, two = (symmetric_contraction(x, w, lmax_out=lmax_out, order=order, method=m) for m in ("monomials", "horner"))
+    np.testing.assert_allclose(one, two, atol=1e-11 * np.abs(two).max())
+
+
 def test_every_path_has_unit_variance():
     lmax, lmax_out, order, samples = 2, 2, 3, 4000
     paths = count(lmax, lmax_out, order)
@@ -190,5 +199,7 @@ def test_bad_input_is_named():
         symmetric_contraction(jnp.ones((2, 9, 4)), jnp.ones((2, 3, 4)), lmax_out=1, order=2)
     with pytest.raises(ValueError, match="lmax_out <= lmax"):
         symmetric_contraction(jnp.ones((2, 4, 4)), jnp.ones((2, 3, 4)), lmax_out=2, order=2)
+    with pytest.raises(ValueError, match="method"):
+        symmetric_contraction(jnp.ones((2, 1, 4)), jnp.ones((2, 1, 4)), lmax_out=0, order=1, method="dense")
     with pytest.raises(ValueError, match="order"):
         symmetric_basis(1, 0, 0)

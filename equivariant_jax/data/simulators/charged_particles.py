@@ -10,21 +10,21 @@ Time runs in steps of `dt = 0.001` by the symplectic Euler rule (leapfrog whose 
 
   v_0' = v_0 + dt F(x_0);   then for s = 1, 2, ...:   x_s = x_{s-1} + dt v_{s-1}',   v_s' = v_{s-1}' + dt F(x_s).
 
-Every 100 steps a frame is kept: frame f, counted from 0, holds `x_s` and `v_{s-1}'` (the velocity that led there, before
-the kick at `x_s`) of step `s = 100 (f + 1)`. 5000 steps give 49 frames, steps 100 to 4900. The task is to say the
-positions 1000 steps after frame 30, that is the positions of frame 40, from positions and velocities of frame 30 and the
-charges; 3,000 simulations for training, 2,000 for validation, 2,000 for the test.
+Every 100 steps a frame is kept: frame f, counted from 0, holds `x_s` and `v_{s-1}'` (the velocity that led there,
+before the kick at `x_s`) of step `s = 100 (f + 1)`. 5000 steps give 49 frames, steps 100 to 4900. The task is to say
+the positions 1000 steps after frame 30, that is the positions of frame 40, from positions and velocities of frame 30
+and the charges; 3,000 simulations for training, 2,000 for validation, 2,000 for the test.
 
 Laws: trajectories commute with translations, permutations and reflections of axes, and with all of O(3) while no force
-is clipped (the clip is per component, so it is not invariant: a close encounter breaks the rotation symmetry of the data
-themselves); the momentum is constant while no force is clipped.
+is clipped (the clip is per component, so it is not invariant: a close encounter breaks the rotation symmetry of the
+data themselves); the momentum is constant while no force is clipped.
 
 Differences from the published generator (`ChargedParticlesSim` of EGNN's code, which SEGNN's reuses): other random
 numbers (a PCG64 stream for each quantity, simulation i does not depend on how many are drawn, in place of one global
 MT19937 stream); an initial position outside [-5, 5] is not folded back (probability 6e-7 per component); squared
 distances by differences instead of |a|^2 + |b|^2 - 2 a.b, which is more accurate for close pairs. The published sets
-come from one run with seed 43, which draws 10,000 training simulations and uses the first 3,000; whether anything beyond
-seed and counts distinguished the authors' files from a fresh run is not known here. EGNN's linear model
+come from one run with seed 43, which draws 10,000 training simulations and uses the first 3,000; whether anything
+beyond seed and counts distinguished the authors' files from a fresh run is not known here. EGNN's linear model
 (`x + t v` with one fitted t) reaches a test error of 0.0819 on their set, which a fresh set can be compared with.
 
 References: Kipf et al. 2018, arXiv:1802.04687 (the 2-D simulation in a box); Fuchs et al. 2020, arXiv:2006.10503;
