@@ -10,7 +10,8 @@ The product is a primitive that JAX knows to be bilinear. Its cotangents are pro
 `x_bar = GTP(y, z_bar)` and `y_bar = GTP(x, z_bar)` on the same grid, so one kernel serves derivatives of every order and
 mode, and only `x` and `y` are kept for them.
 
-On CPU the kernel runs in Pallas' interpreter: slow, and of the same numbers. The matrices are not split by parity: with
+On CPU the kernel runs in Pallas' interpreter: slow, and of the same numbers; inside `shard_map` the interpreter needs
+`check_vma=False`, since it mixes values that vary over devices with constants that do not. The matrices are not split by parity: with
 tiles of 128 columns nothing would be gained below degree 8, and the coefficients would have to be sorted in memory.
 """
 
@@ -129,7 +130,7 @@ def _tpu_product(x, y, *, degrees, factors, precision, interpret=False, block_ro
             pl.BlockSpec((chunk, n3), lambda i, j: (j, 0)),
         ],
         out_specs=pl.BlockSpec((block_rows, n3), lambda i, j: (i, 0)),
-        out_shape=jax.ShapeDtypeStruct((rows, n3), out_dtype),
+        out_shape=_out_shape(x, n3, out_dtype),
         interpret=interpret,
         name="gaunt_product",
     )(x, y, e1, e2, e3)
@@ -188,7 +189,7 @@ def _gpu_product(x, y, *, degrees, factors, precision, interpret=False, block_ro
     return pl.pallas_call(
         kernel,
         grid=(pl.cdiv(x.shape[0], block_rows), columns // block_columns),
-        out_shape=jax.ShapeDtypeStruct((x.shape[0], sizes[2]), x.dtype),
+        out_shape=_out_shape(x, sizes[2], x.dtype),
         compiler_params=None if interpret else triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="gaunt_product",
@@ -204,19 +205,24 @@ def _bind(x: Array, y: Array, degrees: Degrees, factors: Factors, precision: Any
 
 @_product_p.def_abstract_eval
 def _abstract(x, y, *, degrees, factors, precision):
-    del factors, precision
-    size = (degrees[2] + 1) ** 2
-    return x.update(shape=(x.shape[0], size), **_varying(x, y))
+    del y, factors, precision
+    return x.update(shape=(x.shape[0], (degrees[2] + 1) ** 2))
 
 
-def _varying(x, y) -> dict[str, Any]:
-    # Under shard_map the result varies over every axis that an operand varies over.
-    for name in ("manual_axis_type", "vma"):
-        if hasattr(x, name):
-            if name == "vma":
-                return {"vma": x.vma | y.vma}
-            break
-    return {}
+def _out_shape(x: Array, columns: int, dtype) -> jax.ShapeDtypeStruct:
+    # Under shard_map the result varies over the same mesh axes as the operands, which `fused_product` made equal.
+    kind = getattr(jax.typeof(x), "manual_axis_type", None)
+    extra: dict[str, Any] = {} if kind is None else {"manual_axis_type": kind}
+    return jax.ShapeDtypeStruct((x.shape[0], columns), dtype, **extra)
+
+
+def _vary_alike(x: Array, y: Array) -> tuple[Array, Array]:
+    axes = [getattr(getattr(jax.typeof(v), "manual_axis_type", None), "varying", frozenset()) for v in (x, y)]
+    both = axes[0] | axes[1]
+    return tuple(
+        lax.pcast(v, tuple(sorted(both - own)), to="varying") if both - own else v
+        for v, own in zip((x, y), axes, strict=True)
+    )  # type: ignore[return-value]
 
 
 _cpu_product = functools.partial(_tpu_product, interpret=True)
@@ -281,5 +287,6 @@ def fused_product(
     if rows == 0:
         return jnp.zeros((*leading, (lmax_out + 1) ** 2), x.dtype)
     x, y = (jnp.broadcast_to(v, (*leading, v.shape[-1])).reshape(rows, v.shape[-1]) for v in (x, y))
+    x, y = _vary_alike(x, y)
     factors: Any = tuple(None if scale is None else tuple(np.asarray(scale).tolist()) for scale in scales)
     return _bind(x, y, (lmax1, lmax2, lmax_out), factors, precision).reshape(*leading, (lmax_out + 1) ** 2)

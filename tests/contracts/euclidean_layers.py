@@ -167,6 +167,7 @@ LAYERS = [
             ),
             dtypes=("float32",) if method == "fourier" else ("float32", "bfloat16"),
             leading_axes=True,
+            check_vma=method != "fused",
         )
         for method in ("grid", "quadrant", "octant", "separable", "fourier", "sparse", "fused")
     ),
