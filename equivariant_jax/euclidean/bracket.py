@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from equivariant_jax.core.sphere import legendre_table
 from equivariant_jax.core.typing import Array
 from equivariant_jax.euclidean.bilinear import DegreeWeights, apply_to_rows, check_degree_weights, scale_degrees
 from equivariant_jax.euclidean.irreps import degree_index, lmax_of

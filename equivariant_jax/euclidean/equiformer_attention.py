@@ -16,6 +16,7 @@ References: Liao et al. 2024, arXiv:2306.12059; Passaro and Zitnick 2023, arXiv:
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -255,7 +256,8 @@ def so2_linear(
             half = out.shape[-1] // 2
             real, imaginary = out[..., :half], out[..., half:]
             out = jnp.stack([real[:, 0] - imaginary[:, 1], real[:, 1] + imaginary[:, 0]], axis=1)
-        parts.append(out.reshape(edges, signs * rows, -1))
+        # No -1 in shapes: a batch may have no edge at all.
+        parts.append(out.reshape(edges, signs * rows, math.prod(out.shape[1:]) // (signs * rows)))
         start, radial_start = start + signs * rows, radial_start + rows
     return jnp.concatenate(parts, axis=1), scalars
 
@@ -345,7 +347,7 @@ def graph_attention(
     both = jnp.concatenate([x[edges.senders], x[edges.receivers]], axis=-1)
     both = jnp.einsum("enk,ekc->enc", edges.rotation, both, precision=precision)
     radial = mlp_apply(params["radial"], edges.features, precision=precision)
-    radial = radial.reshape(num_edges, -1, both.shape[-1])
+    radial = radial.reshape(num_edges, radial.shape[-1] // both.shape[-1], both.shape[-1])
     hidden, extra = so2_linear(
         params["first"], both, lmax=lmax, radial=radial, extra=_extra(config), precision=precision
     )
@@ -357,10 +359,10 @@ def graph_attention(
             hidden, scalars, lmax=lmax, mmax=mmax, grid_degree=config.grid_degree, precision=precision
         )
     values, _ = so2_linear(params["second"], hidden, lmax=lmax, precision=precision)
-    logits = _logits(params, alpha.reshape(num_edges, heads, -1), precision)
+    logits = _logits(params, alpha.reshape(num_edges, heads, config.alpha_channels), precision)
     weights = _attention_weights(logits, edges, num_nodes)
-    values = values.reshape(num_edges, values.shape[1], heads, -1) * weights[:, None, :, None]
-    values = values.reshape(num_edges, values.shape[1], -1)
+    weights = jnp.repeat(weights, config.value_channels, axis=-1)
+    values = values * weights[:, None]
     values = jnp.einsum("enk,enc->ekc", edges.rotation, values, precision=precision)
     gathered = segment_sum(values, edges.receivers, num_nodes)
     return add_to_scalars(degree_linear(params["project"], gathered), params["project_bias"])
@@ -382,7 +384,7 @@ def edge_degree_embedding(
       Array of shape `[num_nodes, (lmax + 1)**2, channels]`, dtype of the edges' features.
     """
     radial = mlp_apply(params, edges.features, precision=precision) * edges.envelope[:, None]
-    radial = radial.reshape(radial.shape[0], lmax + 1, -1)
+    radial = radial.reshape(radial.shape[0], lmax + 1, radial.shape[-1] // (lmax + 1))
     # The coefficients of order zero come first.
     values = jnp.einsum("enk,enc->ekc", edges.rotation[:, : lmax + 1], radial, precision=precision)
     return segment_sum(values, edges.receivers, num_nodes)

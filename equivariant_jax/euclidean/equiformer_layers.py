@@ -17,6 +17,7 @@ self-interaction).
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -180,11 +181,11 @@ def sphere_activation(
     # Coefficients first and all else flat: two plain matrix products, and on CPU half the time of batched ones.
     first = jnp.moveaxis(x, -2, 0)
     rest = first.shape[1:]
-    field = jnp.matmul(np.asarray(values, x.dtype), first.reshape(first.shape[0], -1), precision=precision)
-    field = function(field.reshape(-1, *rest)).reshape(field.shape)
+    field = jnp.matmul(np.asarray(values, x.dtype), first.reshape(first.shape[0], math.prod(rest)), precision=precision)
+    field = function(field.reshape(len(values), *rest)).reshape(field.shape)
     # The scalars' own path replaces degree 0: its row need not be projected.
     higher = jnp.matmul(np.asarray(projection[1:], x.dtype), field, precision=precision)
-    higher = jnp.moveaxis(higher.reshape(-1, *rest), 0, -2)
+    higher = jnp.moveaxis(higher.reshape(len(projection) - 1, *rest), 0, -2)
     return jnp.concatenate([jax.nn.silu(scalars)[..., None, :], higher], axis=-2)
 
 

@@ -2,9 +2,9 @@
 
 A training step is the gradient by all parameters of a loss on energies and forces (a gradient of a gradient) for a
 padded batch of molecules of the embedded set. The many-body product alone is `gaunt_polynomial` against MACE's
-symmetric contraction, in MACE's order of evaluation and in a faster one (which the training steps use), float32, all
-degrees up to L out; "forward+backward" adds the gradients by features and weights. That errors are equal at equal size
-is for `euclidean.molecules` to show.
+symmetric contraction, in MACE's order of evaluation (which the training steps use) and in one that is faster for values
+and gradients, float32, all degrees up to L out; "forward+backward" adds the gradients by features and weights. That
+errors are equal at equal size is for `euclidean.molecules` to show.
 """
 
 import dataclasses
@@ -89,10 +89,10 @@ def _contractions(config: Config) -> Iterator[Case]:
         }
         contenders: dict[str, Callable] = {
             "ours": lambda x, w, degree=degree: gaunt_polynomial(x, w, lmax_out=degree),
-            MACE: lambda x, w, degree=degree: symmetric_contraction(
-                x, w, lmax_out=degree, order=config.order, method="horner"
+            MACE: lambda x, w, degree=degree: symmetric_contraction(x, w, lmax_out=degree, order=config.order),
+            MONOMIALS: lambda x, w, degree=degree: symmetric_contraction(
+                x, w, lmax_out=degree, order=config.order, method="monomials"
             ),
-            MONOMIALS: lambda x, w, degree=degree: symmetric_contraction(x, w, lmax_out=degree, order=config.order),
         }
         name = f"many-body, order {config.order}, L={degree}, {nodes} x {channels}"
         yield Case(f"{name}, forward", contenders, arguments)

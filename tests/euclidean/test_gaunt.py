@@ -9,8 +9,8 @@ import pytest
 
 from equivariant_jax.core.representations import wigner_d
 from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
+from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
 from equivariant_jax.euclidean.irreps import expand_degrees
-
 
 METHODS = ["auto", "grid", "quadrant", "octant", "separable", "fourier", "sparse"]
 
@@ -216,17 +216,22 @@ def test_leading_axes_broadcast(x64, method, left, right):
     np.testing.assert_allclose(z.reshape(-1, 16), full, atol=1e-13)
 
 
-@pytest.mark.parametrize("rows", [255, 256, 509, 1024, 1031])
+@pytest.mark.parametrize("rows", [255, 1024, 20_011])
 def test_blocks_of_rows_are_invisible(x64, rows):
-    # 509 and 1031 are prime: the last block is padded.
-    x, y = normal(0, rows, 4), normal(1, rows, 4)
-    z, back = jax.value_and_grad(lambda x: jnp.sum(gaunt_tensor_product(x, y, method="grid") ** 2))(x)
-    expected, slope = jax.value_and_grad(lambda x: jnp.sum(gaunt_tensor_product(x, y, method="sparse") ** 2))(x)
-    np.testing.assert_allclose(z, expected, rtol=1e-13)
-    np.testing.assert_allclose(back, slope, atol=1e-11)
+    # 20,011 is prime: the last block is padded.
+    x, y = normal(0, rows, 9), normal(1, rows, 9)
+    table = jnp.asarray(gaunt_table(2, 2, 2))
+
+    def total(product):
+        return jax.jit(jax.value_and_grad(lambda x: jnp.sum(product(x, y) ** 2)))(x)
+
+    value, slope = total(lambda x, y: gaunt_tensor_product(x, y, lmax_out=2, method="octant"))
+    expected, expected_slope = total(lambda x, y: jnp.einsum("bi,bj,ijk->bk", x, y, table))
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(slope, expected_slope, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["grid", "octant", "separable", "fourier"])
 def test_derivatives_of_every_order_and_mode(x64, method):
     x, y, u, v = (normal(seed, 3, 9) for seed in range(4))
 
@@ -234,7 +239,7 @@ def test_derivatives_of_every_order_and_mode(x64, method):
         return gaunt_tensor_product(x, y, lmax_out=2, method=method)
 
     # Bilinear: the derivative is the product itself, with one argument exchanged.
-    value, tangent = jax.jvp(product, (x, y), (u, v))
+    _, tangent = jax.jvp(product, (x, y), (u, v))
     np.testing.assert_allclose(tangent, product(u, y) + product(x, v), atol=1e-12)
     # Symmetric in three arguments: so is the cotangent.
     _, pull = jax.vjp(product, x, y)

@@ -300,8 +300,8 @@ def test_bad_input():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             steerable_apply(params, *arguments, BASE, **keywords)
+    plain = dataclasses.replace(BASE, edge_scalars_in=0)
     with pytest.raises(ValueError, match="the configuration has none"):
-        plain = dataclasses.replace(BASE, edge_scalars_in=0)
         steerable_apply(params, positions, scalars, plain, **good)
     kind = linear.SteerableType(1, 2, 3)
     with pytest.raises(ValueError, match="natural features only"):

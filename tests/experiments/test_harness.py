@@ -1,5 +1,6 @@
 """The benchmark harness measures what it says it measures."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -25,3 +26,24 @@ def test_wrong_peers_are_not_timed():
         harness.measure(bad, PEAKS, rounds=1)
     good = harness.Case("good", {"ours": lambda x: x + 1, "peer": lambda x: 1 + x}, (jnp.ones(3),), reference="ours")
     assert harness.measure(good, PEAKS, rounds=1, round_seconds=0.001)["contenders"]["peer"]["error"] == 0.0
+
+
+def test_outputs_that_are_something_else_are_not_compared():
+    case = harness.Case(
+        "more paths",
+        {"ours": lambda x: x, "peer": lambda x: 2 * x},
+        (jnp.ones(3),),
+        reference="ours",
+        different=("peer",),
+    )
+    assert "error" not in harness.measure(case, PEAKS, rounds=1, round_seconds=0.001)["contenders"]["peer"]
+
+
+def test_flops_of_loops_calls_and_transforms_are_counted():
+    x, matrix = jnp.ones((16, 4)), jnp.ones((4, 5))
+    assert harness.count_flops(lambda x: x @ matrix, x) == 2 * 16 * 4 * 5
+    assert harness.count_flops(lambda x: jnp.sin(x) * x + x, x) == 3 * 64
+    # A loop's body counts as often as it runs, also inside jit and checkpoint.
+    looped = jax.jit(lambda x: jax.lax.map(jax.checkpoint(lambda row: row @ matrix), x))
+    assert harness.count_flops(looped, x) == 2 * 16 * 4 * 5
+    assert harness.count_flops(jnp.fft.fft, x.astype("complex64")) == pytest.approx(5 * 64 * 2)
