@@ -14,8 +14,9 @@ __all__ = ["legendre_table", "raising_coupling", "sphere_gradient_table", "spher
 
 
 def legendre_table(polar_cosine: np.ndarray, lmax: int) -> np.ndarray:
-    r"""Tabulates normalised Legendre factors `Q_l^m` with `Y_l0 = Q_l^0` and `Y_lm = sqrt(2) sin^m(th) Q_l^m cos(m ph)`.
+    r"""Tabulates normalised Legendre factors `Q_l^m`.
 
+    `Y_l0 = Q_l^0`, `Y_lm = sqrt(2) sin^m(th) Q_l^m cos(m ph)` for `m > 0`, and
     `Q_l^m = a (y Q_{l-1}^m - b Q_{l-2}^m)`, `a^2 = (4l^2-1)/(l^2-m^2)`, `b^2 = ((l-1)^2-m^2)/(4(l-1)^2-1)`; they are
     polynomials in `y = cos(th)`, without the factor `sin^m`.
 

@@ -39,14 +39,13 @@ METHODS = ("auto", *GENERATORS, "separable")
 
 @functools.cache
 def _path_variance(lmax1: int, lmax2: int, lmax_out: int) -> np.ndarray:
-    # Variance of each output degree for independent inputs of variance 1 / (l (l + 1)): by the addition theorem, with
-    # b_l = sum over m of the products of the gradients at angle th, var = sum_{l1 l2} A^2 / (l1(l1+1) l2(l2+1)(2l3+1)).
-    # 3j(1 -1 0)^2 = 1/2 int d^{l1}_{1,-1}... is avoided: the projection of one product of unit-norm rows suffices.
+    # Variance of each output degree for independent inputs of variance 1 / (l (l + 1)). The bracket of two independent
+    # random fields has the correlation a1 c2 + c1 a2 between points at an angle of cosine t, where a and c are the
+    # correlations of a gradient along and across the arc between them; its Legendre coefficients are the variances.
     degree = lmax1 + lmax2 + lmax_out
     nodes, weights = np.polynomial.legendre.leggauss(degree // 2 + 1)
     polynomials = np.polynomial.legendre.legvander(nodes, max(lmax1, lmax2, lmax_out))
-    # <grad f (r) . grad f(r')> for random f of degree l: with t = cos(angle), components along and across the arc are
-    # (2l+1)/(4 pi) times -(t P' - (1-t^2) P'') and P', over l(l+1).
+    # For a field of degree l: (2l+1)/(4 pi) (t P' - (1-t^2) P'') and (2l+1)/(4 pi) P', over l(l+1).
     along, across = [], []
     for l in range(max(lmax1, lmax2) + 1):
         p = np.polynomial.legendre.Legendre.basis(l)

@@ -2,8 +2,8 @@ r"""Equivariant convolution over neighbours with Gaunt products, in three exact 
 
   A_i = sum_{j in N(i)} GTP(x_j, h_ij),   h_ij = sum_l R_l(r_ij) Y_l(r_ij / |r_ij|),
 
-with the radial functions `R` per degree and channel. The filter `h` is zonal about the edge, `h(Om) = sum_l R_l (2l+1) /
-(4 pi) P_l(r . Om)`, which two forms use:
+with the radial functions `R` per degree and channel. The filter `h` is zonal about the edge, `h(Om) = sum_l R_l (2l+1)
+/ (4 pi) P_l(r . Om)`, which two forms use:
 
 - `gaunt_convolution(method="grid")` evaluates it on the sphere's grid by the recursion of the Legendre polynomials,
   multiplies the sender's field there and sums over edges at each grid point: one projection for each node, not for
@@ -168,8 +168,8 @@ def gaunt_convolution(
     ):
         raise ValueError(
             f"gaunt_convolution got x {x.shape}, vectors {vectors.shape}, radial {radial.shape}, senders "
-            f"{senders.shape}; expected `[n_node, (L1 + 1)**2, channels]`, `[n_edge, 3]`, `[n_edge, L2 + 1, channels]`, "
-            "`[n_edge]`."
+            f"{senders.shape}; expected `[n_node, (L1 + 1)**2, channels]`, `[n_edge, 3]`, "
+            "`[n_edge, L2 + 1, channels]`, `[n_edge]`."
         )
     reduce = functools.partial(
         segment_sum,

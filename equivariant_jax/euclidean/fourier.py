@@ -1,7 +1,7 @@
 r"""The product on the sphere through two-dimensional Fourier series: the route of the paper, with its symmetries used.
 
-`T_l^m` is `sin^m(th)` times a polynomial in `cos(th)` and so extends to `0 <= th < 2 pi`: even `m` give cosines in `th`,
-odd `m` sines. A field is then the series `sum_{u, v} c_uv e^{i(u th + v ph)}` on a torus, products of fields are
+`T_l^m` is `sin^m(th)` times a polynomial in `cos(th)` and so extends to `0 <= th < 2 pi`: even `m` give cosines in
+`th`, odd `m` sines. A field is then the series `sum_{u, v} c_uv e^{i(u th + v ph)}` on a torus, products of fields are
 convolutions of series, and the coefficients come back through `int_0^pi T_l^m e^{iu th} sin(th) dth`.
 
 Two symmetries save a factor of four over the plain transform: the field is real (only `v >= 0` is kept), and it lives
@@ -84,7 +84,7 @@ def _to_series(x: Array, lmax: int, precision) -> tuple[Array, Array]:
         waves = table[cosine, :, m]
         # Even m: the spectrum of a cosine series is real; odd m: that of a sine series is imaginary.
         even = m % 2 == 0
-        matrix = (waves.real if even else waves.imag).astype(x.dtype)
+        matrix = (np.real(waves) if even else np.imag(waves)).astype(x.dtype)
         a = jnp.matmul(jnp.take(x, cosine, axis=-1), matrix, precision=precision)
         if m == 0:
             real.append(a)

@@ -3,16 +3,19 @@ r"""The Gaunt product as one accelerator kernel: grid values never leave the chi
 On a grid of G points the product is `z = ((x E1) * (y E2)) E3` with three constant matrices. Written as separate matrix
 products it moves two arrays of G values a row through memory where in- and output have `(L + 1)^2`. The kernel takes a
 block of rows and streams the grid through it in chunks: both operands are evaluated on the chunk, multiplied, and
-projected onto an accumulator that stays in registers (GPU, through Triton) or VMEM (TPU, through Mosaic). Memory traffic
-is that of the operands and the result, whatever the degree.
+projected onto an accumulator that stays in registers (GPU, through Triton) or VMEM (TPU, through Mosaic). Memory
+traffic is that of the operands and the result, whatever the degree.
 
 The product is a primitive that JAX knows to be bilinear. Its cotangents are products of the same kind,
-`x_bar = GTP(y, z_bar)` and `y_bar = GTP(x, z_bar)` on the same grid, so one kernel serves derivatives of every order and
-mode, and only `x` and `y` are kept for them.
+`x_bar = GTP(y, z_bar)` and `y_bar = GTP(x, z_bar)` on the same grid, so one kernel serves derivatives of every order
+and mode, and only `x` and `y` are kept for them.
 
-On CPU the kernel runs in Pallas' interpreter: slow, and of the same numbers; inside `shard_map` the interpreter needs
-`check_vma=False`, since it mixes values that vary over devices with constants that do not. The matrices are not split by parity: with
-tiles of 128 columns nothing would be gained below degree 8, and the coefficients would have to be sorted in memory.
+On CPU the kernel runs in Pallas' interpreter: slow, and of the same numbers. Inside `shard_map` the interpreter needs
+`check_vma=False`, since it mixes values that vary over devices with constants that do not.
+
+The matrices are not split by parity as on CPU: with tiles of 128 columns nothing would be gained below degree 8, and
+the coefficients would have to be sorted in memory. The kernel has been checked in the interpreter and lowered for both
+targets; it has not been timed on either.
 """
 
 import functools

@@ -16,8 +16,8 @@ these numbers agree to rounding and differ in cost:
 - "fused": one Pallas kernel for GPU and TPU in which grid values never reach memory;
 - "auto": the fastest of those measured on this backend (`method_choice`).
 
-Laws: `GTP(D x, D y) == D GTP(x, y)`. Call a feature natural if degree `l` has parity `(-1)^l` under inversion and pseudo
-if `-(-1)^l`: natural times natural and pseudo times pseudo are natural, mixed ones pseudo. `int f_x f_y f_z` is
+Laws: `GTP(D x, D y) == D GTP(x, y)`. Call a feature natural if degree `l` has parity `(-1)^l` under inversion and
+pseudo if `-(-1)^l`: natural times natural and pseudo times pseudo are natural, mixed ones pseudo. `int f_x f_y f_z` is
 symmetric in its three arguments.
 
 References: arXiv:2401.10216; Xie et al. 2025, arXiv:2506.13523 (grids instead of Fourier series).

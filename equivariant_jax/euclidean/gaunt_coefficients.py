@@ -1,7 +1,7 @@
 r"""Gaunt coefficients as a table, and the product written out over its non-zeros.
 
-For the lowest degrees the sum `z_k = sum_ij G_ijk x_i y_j` has so few terms that a fused loop over the batch beats every
-transform. The number of terms grows like `lmax^5`, and with it the compile time.
+For the lowest degrees the sum `z_k = sum_ij G_ijk x_i y_j` has so few terms that a fused loop over the batch beats
+every transform. The number of terms grows like `lmax^5`, and with it the compile time.
 
 Law: `G` is symmetric in its three indices; `G[i, j, k] = 0` unless the degrees form a triangle of even sum.
 """

@@ -85,16 +85,16 @@ def from_irreps_array(array: Any, parity: Parity = "natural", *, lmax: int | Non
             f"from_irreps_array got {part.irreps}; expected one multiplicity for all degrees of {parity} parity. Mix "
             "channels with a linear map to one multiplicity first."
         )
-    top = max([0, *counts])
-    lmax = top if lmax is None else lmax
-    if counts and top > lmax:
-        raise ValueError(f"from_irreps_array got {part.irreps} with degrees above lmax={lmax}; raise lmax or filter.")
+    highest = max([0, *counts])
+    top = highest if lmax is None else lmax
+    if counts and highest > top:
+        raise ValueError(f"from_irreps_array got {part.irreps} with degrees above lmax={top}; raise lmax or filter.")
     channels = next(iter(counts.values()), 0)
     leading = array.shape[:-1]
     found = {entry.ir.l: chunk for entry, chunk in zip(part.irreps, part.chunks, strict=True) if chunk is not None}
     blocks = [
         found.get(l, jnp.zeros((*leading, channels, 2 * l + 1), array.dtype)).reshape(*leading, channels, 2 * l + 1)
-        for l in range(lmax + 1)
+        for l in range(top + 1)
     ]
     return jnp.concatenate(blocks, axis=-1)
 
@@ -155,9 +155,8 @@ def spherical_product(
             add(p * q, gaunt_tensor_product(left, right, **options))
             if odd_paths:
                 add(-p * q, spherical_poisson_bracket(left, right, **options))
-    arrays = [
-        to_irreps_array(parts[sign], name) for sign, name in ((1, "natural"), (-1, "pseudo")) if parts[sign] is not None
-    ]
+    names: tuple[tuple[int, Parity], ...] = ((1, "natural"), (-1, "pseudo"))
+    arrays = [to_irreps_array(parts[sign], name) for sign, name in names if parts[sign] is not None]
     if not arrays:
         raise ValueError(f"spherical_product got {x.irreps} and {y.irreps}; both need at least one irrep.")
     return e3nn.concatenate(arrays, axis=-1)

@@ -40,7 +40,7 @@ class SphericalProduct(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, y: Array) -> Array:
-        """Multiplies `x` `[..., channels, (L1+1)**2]` by `y` of `channels` channels or one; gives `[..., channels, N]`."""
+        """Multiplies `x` `[..., channels, (L1+1)**2]` by `y` of as many channels or one."""
         if self.kind not in ("gaunt", "bracket"):
             raise ValueError(f'kind must be "gaunt" or "bracket", got {self.kind!r}.')
         product = gaunt_tensor_product if self.kind == "gaunt" else spherical_poisson_bracket
@@ -138,7 +138,7 @@ class GauntConvolution(nn.Module):
         receivers: Array,
         mask: Array | None = None,
     ) -> Array:
-        """Maps `[n_node, (L1+1)**2, channels]`, `[n_edge, 3]`, `[n_edge, b]`, edges to `[n_node, (lmax_out+1)**2, c]`."""
+        """Maps `[n_node, (L1+1)**2, c]`, `[n_edge, 3]`, `[n_edge, b]` and edges to `[n_node, (lmax_out+1)**2, c]`."""
         channels = x.shape[-1]
         sizes = (radial_features.shape[-1], *self.hidden, (self.lmax_filter + 1) * channels)
         params = self.param("radial", lambda key: mlp_init(key, sizes, use_bias=False, dtype=x.dtype))

@@ -121,12 +121,12 @@ def multiply_classes(f: Fields, g: Fields) -> Fields:
       >>> [None if h is None else h.item() for h in multiply_classes((one, None), (2 * one, 3 * one))]
       [2.0, 3.0]
     """
-    return tuple(
-        functools.reduce(jnp.add, terms) if terms else None
-        for terms in (
-            [fa * g[a ^ c] for a, fa in enumerate(f) if fa is not None and g[a ^ c] is not None] for c in range(len(f))
-        )
-    )
+    products = []
+    for c in range(len(f)):
+        pairs = [(a, g[i ^ c]) for i, a in enumerate(f)]
+        terms = [a * b for a, b in pairs if a is not None and b is not None]
+        products.append(functools.reduce(jnp.add, terms) if terms else None)
+    return tuple(products)
 
 
 @dataclasses.dataclass(frozen=True)

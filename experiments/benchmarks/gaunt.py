@@ -211,7 +211,7 @@ def _installed_peers(l: int, config: Config) -> dict[str, Callable]:
 
 
 def _routes(l: int) -> dict[str, Callable]:
-    names = ["grid", "quadrant", "octant", "separable"]
+    names: list[Any] = ["grid", "quadrant", "octant", "separable"]
     names = (["sparse"] if l <= 2 else []) + names + (["fourier"] if l <= 8 else [])
     return {f"ours ({m})": lambda x, y, m=m: gaunt_tensor_product(x, y, method=m) for m in names}
 
