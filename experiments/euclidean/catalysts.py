@@ -14,7 +14,9 @@ Command: `python -m experiments euclidean.catalysts cpu --seeds 0 1 2 --variants
 time stand in `experiments/results`, written by the run.
 """
 
+import bisect
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -166,10 +168,13 @@ def network_config(config: Config, data: CatalystSet) -> EquiformerConfig:
     )
     if config.selfmix:
         return network
-    target, twin = num_parameters(network), dataclasses.replace(network, selfmix=False)
-    while num_parameters(twin) < target:
-        twin = dataclasses.replace(twin, ffn_channels=twin.ffn_channels + 1)
-    return twin
+    target, widest = num_parameters(network), 4 * config.ffn_channels + 8 * config.channels
+
+    def twin(width: int) -> EquiformerConfig:
+        return dataclasses.replace(network, selfmix=False, ffn_channels=width)
+
+    widths = range(config.ffn_channels, widest)
+    return twin(widths[bisect.bisect_left(widths, target, key=lambda width: num_parameters(twin(width)))])
 
 
 def make_loss(network: EquiformerConfig) -> Any:
@@ -311,8 +316,11 @@ def _train(config: Config, data: CatalystSet, workdir: Path) -> dict[str, float]
         "fill_edges": batches.fill_factor()["edge"],
         "skipped_updates": float(result.skipped),
     }
-    for name, graphs in {"validation": data.validation, **data.tests}.items():
-        metrics |= errors(predict(params, network, graphs), graphs, name)
+    parts = {"validation": data.validation, **data.tests}
+    # All parts at once: one budget, one compilation.
+    predictions = iter(predict(params, network, [graph for graphs in parts.values() for graph in graphs]))
+    for name, graphs in parts.items():
+        metrics |= errors(list(itertools.islice(predictions, len(graphs))), graphs, name)
     return metrics
 
 

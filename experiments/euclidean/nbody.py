@@ -87,7 +87,7 @@ class Config:
     validation_size: int = 2000
     test_size: int = 2000
     data_seed: int = 43
-    epochs: int = 100
+    epochs: int = 60
     batch_size: int = 100
     learning_rate: float = 5e-3
     schedule: Literal["warmup_cosine", "constant"] = "warmup_cosine"
