@@ -9,6 +9,8 @@ their units, and neighbour lists and graphs commute with rotations, translations
 | `pipeline`, `packing` | shuffled, sharded by process, read ahead, exactly resumable batches of examples or graphs |
 | `structures`, `neighbours`, `conversion` | atoms with labels; periodic neighbour lists and graphs; to and from ASE |
 | `extxyz`, `arrays`, `images` | strict readers of extended XYZ, npz, IDX: a sound result or a `ValueError` by field |
+| `catalysts` | surfaces with adsorbates: OC20's LMDB files without unpickling anything foreign, and npz |
+| `simulators` | seeded simulations in NumPy with a written specification |
 | `molecules` | the embedded set of 2-aminoethanol, and published sets under `EQUIVARIANT_JAX_DATA` |
 
 Nothing downloads. Readers need nothing but NumPy; `grain`, `tensorflow_datasets` and `ase` are imported when used.
@@ -26,6 +28,7 @@ Example:
 
 from equivariant_jax.data import (
     arrays,
+    catalysts,
     conversion,
     extxyz,
     images,
@@ -33,10 +36,12 @@ from equivariant_jax.data import (
     neighbours,
     packing,
     pipeline,
+    simulators,
     sources,
     structures,
 )
 from equivariant_jax.data.arrays import read_npz
+from equivariant_jax.data.catalysts import read_catalysts, write_catalysts
 from equivariant_jax.data.conversion import from_ase, to_ase
 from equivariant_jax.data.extxyz import read_extxyz, write_extxyz
 from equivariant_jax.data.images import mnist, read_idx
@@ -65,6 +70,7 @@ __all__ = [
     "aminoethanol",
     "aminoethanol_metadata",
     "arrays",
+    "catalysts",
     "conversion",
     "data_directory",
     "extxyz",
@@ -82,13 +88,16 @@ __all__ = [
     "packing",
     "pipeline",
     "published_molecules",
+    "read_catalysts",
     "read_extxyz",
     "read_idx",
     "read_npz",
+    "simulators",
     "sources",
     "structures",
     "tfds_source",
     "to_ase",
     "to_graph",
+    "write_catalysts",
     "write_extxyz",
 ]

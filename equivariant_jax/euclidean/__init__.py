@@ -5,10 +5,16 @@ degree by its Wigner matrix. Everything here commutes with the whole group O(3),
 relabelling of atoms.
 
 - `harmonics`, `irreps`: real spherical harmonics of any degree, index tables, linear maps per degree.
-- `quadrature`: exact rules on the sphere, and the maps between coefficients and grid values.
-- `gaunt`: Gaunt tensor products (products of functions on the sphere) and many-body powers.
-- `radial`, `neighbours`, `convolution`: radial functions, neighbour tables, convolutions over neighbours.
-- `interatomic`: a MACE-like interatomic potential on Gaunt products; energies, exact forces, stress.
+- `quadrature`, `reflections`, `separable`: exact rules on the sphere, maps between coefficients and grid values.
+- `gaunt`, `bracket`, `many_body`: products of functions on the sphere, the Poisson bracket for the paths they lack, and
+  powers; `modules` (Linen) and `irreps_array` (e3nn-jax) around them. `fourier`, `fused`, `gaunt_coefficients` are
+  further routes to the same numbers, `method_choice` chooses among them.
+- `coupling`, `symmetric_contraction`: Clebsch-Gordan products, path by path, to compare with.
+- `radial`, `neighbours`, `edge_frames`, `convolution`: radial functions, neighbour tables, frames along edges,
+  convolutions over neighbours.
+- `interatomic`: a MACE-like interatomic potential on either kind of product; energies, exact forces, stress.
+- `equiformer`: a graph transformer after EquiformerV2 with the Gaunt self-interaction.
+- `steerable`: steerable message passing (SEGNN) on either kind of product.
 - `pair_potential`: a linear pair potential by ridge regression, the baseline.
 - `dynamics`: potentials as ASE calculators (molecular dynamics, relaxation).
 
@@ -22,7 +28,17 @@ relabelling of atoms.
 from equivariant_jax.core.sphere import sphere_table
 from equivariant_jax.euclidean.bracket import spherical_poisson_bracket
 from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convolution_slots
+from equivariant_jax.euclidean.coupling import cg_convolution_slots, clebsch_gordan, coupling_paths
 from equivariant_jax.euclidean.dynamics import potential_calculator
+from equivariant_jax.euclidean.edge_frames import edge_frames, rotate_from_frame, rotate_to_frame
+from equivariant_jax.euclidean.equiformer import (
+    Equiformer,
+    EquiformerConfig,
+    EquiformerOutput,
+    equiformer_apply,
+    equiformer_block,
+    equiformer_init,
+)
 from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
 from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
 from equivariant_jax.euclidean.harmonics import spherical_harmonics
@@ -55,8 +71,19 @@ from equivariant_jax.euclidean.quadrature import (
     to_sphere_grid,
 )
 from equivariant_jax.euclidean.radial import bessel_basis, polynomial_cutoff
+from equivariant_jax.euclidean.steerable import (
+    SteerableConfig,
+    SteerableNetwork,
+    SteerableOutput,
+    steerable_apply,
+    steerable_init,
+)
+from equivariant_jax.euclidean.symmetric_contraction import contraction_paths, symmetric_contraction
 
 __all__ = [
+    "Equiformer",
+    "EquiformerConfig",
+    "EquiformerOutput",
     "GauntConvolution",
     "GauntSelfInteraction",
     "InteratomicPotential",
@@ -66,12 +93,23 @@ __all__ = [
     "PotentialOutput",
     "SphereQuadrature",
     "SphericalProduct",
+    "SteerableConfig",
+    "SteerableNetwork",
+    "SteerableOutput",
     "atomic_energies",
     "bessel_basis",
+    "cg_convolution_slots",
+    "clebsch_gordan",
+    "contraction_paths",
+    "coupling_paths",
     "degree_index",
     "degree_linear",
     "degree_slices",
+    "edge_frames",
     "energy_and_forces",
+    "equiformer_apply",
+    "equiformer_block",
+    "equiformer_init",
     "expand_degrees",
     "fit_pair_potential",
     "from_irreps_array",
@@ -90,11 +128,16 @@ __all__ = [
     "potential_apply",
     "potential_calculator",
     "potential_init",
+    "rotate_from_frame",
+    "rotate_to_frame",
     "sphere_quadrature",
     "sphere_table",
     "spherical_harmonics",
     "spherical_poisson_bracket",
     "spherical_product",
+    "steerable_apply",
+    "steerable_init",
+    "symmetric_contraction",
     "to_irreps_array",
     "to_sphere_grid",
 ]

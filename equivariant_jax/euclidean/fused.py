@@ -229,7 +229,14 @@ def _vary_alike(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 _cpu_product = functools.partial(_tpu_product, interpret=True)
-_product_p.def_impl(lambda x, y, **static: jax.jit(functools.partial(_bind, **static))(x, y))
+
+
+@_product_p.def_impl
+def _evaluate(x, y, **static):
+    kernels = {"tpu": _tpu_product, "gpu": _gpu_product}
+    return kernels.get(jax.default_backend(), _cpu_product)(x, y, **static)
+
+
 mlir.register_lowering(_product_p, mlir.lower_fun(_cpu_product, multiple_results=False))
 mlir.register_lowering(_product_p, mlir.lower_fun(_tpu_product, multiple_results=False), platform="tpu")
 mlir.register_lowering(_product_p, mlir.lower_fun(_gpu_product, multiple_results=False), platform="cuda")
