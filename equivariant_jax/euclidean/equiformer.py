@@ -211,7 +211,8 @@ def equiformer_init(key: PRNGKey, config: EquiformerConfig, *, dtype=jnp.float32
 
     Example:
       >>> config = EquiformerConfig(species=(1, 8), lmax=1, mmax=1, channels=4, layers=2, heads=1, num_basis=8)
-      >>> equiformer_init(jax.random.key(0), config)["blocks"]["attention"]["project"].shape
+      >>> shapes = jax.eval_shape(lambda: equiformer_init(jax.random.key(0), config))
+      >>> shapes["blocks"]["attention"]["project"].shape
       (2, 2, 16, 4)
     """
     keys = jax.random.split(key, 7)
@@ -328,34 +329,16 @@ def equiformer_apply(
       ValueError: if the graph lacks a field or the dtypes differ.
 
     Example:
-      >>> config = EquiformerConfig(
-      ...     species=(1,),
-      ...     lmax=1,
-      ...     mmax=1,
-      ...     channels=4,
-      ...     layers=1,
-      ...     heads=1,
-      ...     num_basis=8,
-      ...     hidden_channels=4,
-      ...     alpha_channels=4,
-      ...     value_channels=4,
-      ...     ffn_channels=4,
-      ...     edge_channels=4,
-      ...     grid_degree=3,
-      ...     average_atoms=1.0,
-      ... )
-      >>> two = jraph.GraphsTuple(
-      ...     nodes={"positions": jnp.array([[0.0, 0, 0], [0.9, 0, 0]]), "species": jnp.zeros(2, int)},
-      ...     edges={"shifts": jnp.zeros((2, 3))},
-      ...     globals={},
-      ...     senders=jnp.array([1, 0]),
-      ...     receivers=jnp.array([0, 1]),
-      ...     n_node=jnp.array([2]),
-      ...     n_edge=jnp.array([2]),
-      ... )
+      >>> sizes = dict(lmax=1, mmax=1, channels=4, layers=1, heads=1, num_basis=8, edge_channels=4, grid_degree=3)
+      >>> config = EquiformerConfig(species=(1,), **sizes)
+      >>> nodes = {"positions": jnp.array([[0.0, 0, 0], [0.9, 0, 0]]), "species": jnp.zeros(2, int)}
+      >>> ends = {"senders": jnp.array([1, 0]), "receivers": jnp.array([0, 1])}
+      >>> counts = {"n_node": jnp.array([2]), "n_edge": jnp.array([2])}
+      >>> two = jraph.GraphsTuple(nodes, {"shifts": jnp.zeros((2, 3))}, globals={}, **ends, **counts)
       >>> from equivariant_jax.core.graphs import GraphBudget, pad
       >>> padded = pad(two, GraphBudget(n_node=3, n_edge=2, n_graph=2))
-      >>> out = equiformer_apply(equiformer_init(jax.random.key(0), config), padded, config)
+      >>> params = jax.eval_shape(lambda: equiformer_init(jax.random.key(0), config))  # sizes only: fast
+      >>> out = jax.eval_shape(lambda params: equiformer_apply(params, padded, config), params)
       >>> out.energy.shape, out.forces.shape
       ((2,), (3, 3))
     """

@@ -303,7 +303,7 @@ def _smooth_leaky_relu(x: Array, slope: float = 0.2) -> Array:
     # (1 + slope)/2 x + (1 - slope)/2 x (2 sigmoid(x) - 1), as published: leaky ReLU with its corner rounded.
     low, high = np.asarray((1 + slope) / 2, x.dtype), np.asarray((1 - slope) / 2, x.dtype)
     one, two = np.asarray(1, x.dtype), np.asarray(2, x.dtype)
-    return low * x + high * x * (two * jax.nn.sigmoid(x) - one)
+    return x * low + x * high * (jax.nn.sigmoid(x) * two - one)
 
 
 def _logits(params: PyTree, scalars: Array, precision) -> Array:

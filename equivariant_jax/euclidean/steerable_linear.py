@@ -158,13 +158,19 @@ def attribute_linear_init(
         terms = 2 if product == "gaunt_bracket" else 1
         shape = (terms, channels_out, attribute_lmax + 1)
         params["attribute"] = jax.random.normal(key_attribute, shape, dtype)
+        keys = jax.random.split(key_out, parities_out)
+        numbers = _num_parts(product, _union(inputs)[1])
         params["out"] = tuple(
-            _normal(k, (lmax_out + 1, num * channels_out, channels_out), num * channels_out, dtype)
-            for k, num in zip(
-                jax.random.split(key_out, parities_out), _num_parts(product, _union(inputs)[1]), strict=True
-            )
+            _out_kernel(k, num, lmax_out, channels_out, dtype) for k, num in zip(keys, numbers, strict=True)
         )
     return params
+
+
+def _out_kernel(key: PRNGKey, num: int, lmax_out: int, channels: int, dtype: Any) -> Array:
+    kernel = _normal(key, (lmax_out + 1, num * channels, channels), num * channels, dtype)
+    # No odd path leads to degree zero, which therefore has half as many inputs where two products meet.
+    gain = np.where(np.arange(lmax_out + 1) == 0, num**0.5, 1.0)
+    return kernel * gain.astype(kernel.dtype)[:, None, None]
 
 
 def _num_parts(product: str, parities: int) -> tuple[int, ...]:

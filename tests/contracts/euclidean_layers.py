@@ -1,19 +1,18 @@
-"""Contract entries of `euclidean` and of the network blocks it uses."""
-
-import dataclasses
+"""Contract entries of the functions of `euclidean` and of the network blocks it uses."""
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 
-from equivariant_jax.core import graphs, groups
+from equivariant_jax.core import groups
 from equivariant_jax.core import representations as rep
 from equivariant_jax.euclidean import (
-    PotentialConfig,
     bessel_basis,
+    cg_convolution_slots,
+    contraction_paths,
+    coupling_paths,
     degree_linear,
-    energy_and_forces,
+    edge_frames,
     from_sphere_grid,
     gaunt_convolution,
     gaunt_convolution_slots,
@@ -21,10 +20,19 @@ from equivariant_jax.euclidean import (
     gaunt_power,
     gaunt_tensor_product,
     polynomial_cutoff,
-    potential_init,
+    rotate_from_frame,
+    rotate_to_frame,
     spherical_harmonics,
     spherical_poisson_bracket,
+    symmetric_contraction,
     to_sphere_grid,
+)
+from equivariant_jax.euclidean.equiformer_layers import (
+    equivariant_layer_norm,
+    layer_norm_init,
+    selfmix,
+    selfmix_init,
+    sphere_activation,
 )
 from equivariant_jax.nn.mlp import mlp_apply, mlp_init
 from tests.contracts.layer import Law, Layer
@@ -74,74 +82,31 @@ def _slots(params, x, vectors, radial):
     return gaunt_convolution_slots(x, harmonics, radial, SLOT_SENDERS, lmax_out=2)
 
 
-CONFIG = PotentialConfig(species=(1, 6, 8), r_max=3.0, lmax=1, correlation=2, channels=4, max_neighbours=6)
-NUM_ATOMS, NUM_EDGES, BUDGET = 5, 20, graphs.GraphBudget(n_node=8, n_edge=28, n_graph=4)
-ALL_PAIRS = [(i, j) for j in range(NUM_ATOMS) for i in range(NUM_ATOMS) if i != j]
+def _in_frame(params, x, vectors):
+    """What is left of a field when only orders up to 1 about an edge are kept, seen from outside again."""
+    wigner = rep.wigner_d(edge_frames(vectors), 2)
+    return rotate_from_frame(rotate_to_frame(x, wigner, mmax=1), wigner, mmax=1)
 
 
-def _potential_inputs(key, dtype):
-    """One molecule of five atoms and one without atoms, as one padded batch of flat arrays."""
-    places = np.array([[0.0, 0, 0], [1.1, 0, 0], [0, 1.2, 0], [0, 0, 1.3], [0.9, 0.9, 0.8]])
-    positions = jnp.asarray(places, dtype) + jnp.asarray(0.1, dtype) * jax.random.normal(key, places.shape, dtype)
-    positions = jnp.concatenate([positions, jnp.zeros((BUDGET.n_node - NUM_ATOMS, 3), dtype)])
-    species = jnp.asarray([0, 1, 2, 0, 1, 0, 0, 0], jnp.int32)
-    shifts = jnp.zeros((BUDGET.n_edge, 3), dtype)
-    return potential_init(jax.random.key(3), CONFIG, dtype=dtype), (positions, species, shifts)
+CG_PATHS = len(coupling_paths(1, 2, 2))
+CONTRACTION_PATHS = sum(map(sum, contraction_paths(2, 1, 3)))
 
 
-def _potential(params, positions, species, shifts):
-    whole = jraph.GraphsTuple(
-        nodes={"x": np.zeros((NUM_ATOMS, 1))},
-        edges=None,
-        globals=None,
-        senders=np.array([i for i, _ in ALL_PAIRS]),
-        receivers=np.array([j for _, j in ALL_PAIRS]),
-        n_node=np.array([NUM_ATOMS, 0]),
-        n_edge=np.array([NUM_EDGES, 0]),
+def _cg_slots(params, x, vectors, radial):
+    harmonics = spherical_harmonics(vectors, 2)
+    return cg_convolution_slots(
+        x, harmonics, radial, SLOT_SENDERS, lmax_out=2, kernels=params["kernels"], normalization="component"
     )
-    padded = graphs.pad(whole, BUDGET)._replace(
-        nodes={"positions": positions, "species": species}, edges={"shifts": shifts}, globals={}
-    )
-    out = energy_and_forces(params, padded, CONFIG)
-    return {"energy": out.energy, "forces": out.forces, "virial": out.virial}
 
 
-@dataclasses.dataclass(frozen=True)
-class RealAtoms:
-    """A permutation of the real atoms; padding stays where it is. All pairs are edges, so edges need not move."""
-
-    def __call__(self, g, x):
-        return rep.Permuted((0,))(jnp.concatenate([g, jnp.arange(NUM_ATOMS, BUDGET.n_node, dtype=g.dtype)]), x)
+def _cg_slots_inputs(key, dtype):
+    params = {"kernels": jax.random.normal(key, (CG_PATHS, 2, 3), dtype)}
+    return params, _normal((5, 4, 2), (5, 2, 3), (5, 2, CG_PATHS, 2))(key, dtype)[1]
 
 
-E3, S5 = groups.Euclidean(3), groups.Symmetric(NUM_ATOMS)
-ENERGY_LAWS = (
-    Law(
-        E3,
-        (rep.Point(), rep.Trivial(), rep.Vector()),
-        {
-            "energy": rep.Trivial(),
-            "forces": rep.Vector(),
-            "virial": rep.TensorProduct(rep.Vector(-1), rep.Vector(-2)),
-        },
-    ),
-    Law(
-        S5,
-        (RealAtoms(), RealAtoms(), rep.Trivial()),
-        {"energy": rep.Trivial(), "forces": RealAtoms(), "virial": rep.Trivial()},
-    ),
-)
-
-
-def _potential_padding(inputs):
-    atoms = jnp.arange(BUDGET.n_node) >= NUM_ATOMS
-    edges = jnp.arange(BUDGET.n_edge) >= NUM_EDGES
-    out = {
-        "energy": jnp.arange(BUDGET.n_graph) >= 2,
-        "forces": atoms,
-        "virial": jnp.arange(BUDGET.n_graph) >= 2,
-    }
-    return (atoms, None, edges), out
+def _contraction_inputs(key, dtype):
+    params = {"w": jax.random.normal(key, (1, CONTRACTION_PATHS, 3), dtype)}
+    return params, _normal((4, 9, 3))(key, dtype)[1]
 
 
 LAYERS = [
@@ -257,16 +222,54 @@ LAYERS = [
         leading_axes=True,
     ),
     Layer(
-        name="euclidean.energy_and_forces",
-        function=_potential,
-        make=_potential_inputs,
-        laws=ENERGY_LAWS,
+        name="euclidean.cg_convolution_slots",
+        function=_cg_slots,
+        make=_cg_slots_inputs,
+        laws=(Law(O3, (FIELD(1, axis=-2), rep.Vector(), rep.Trivial()), FIELD(2, axis=-2)),),
+        degenerate=(lambda inputs: (inputs[0], jnp.zeros_like(inputs[1]), inputs[2]),),
+    ),
+    *(
+        Layer(
+            name=f"euclidean.symmetric_contraction ({method})",
+            function=lambda params, x, method=method: symmetric_contraction(
+                x, params["w"], lmax_out=1, order=3, method=method
+            ),
+            make=_contraction_inputs,
+            laws=(Law(O3, (FIELD(2, axis=-2),), FIELD(1, axis=-2)),),
+        )
+        for method in ("horner", "monomials")
+    ),
+    Layer(
+        name="euclidean.rotate_to_frame, rotate_from_frame",
+        function=_in_frame,
+        make=_normal((5, 9, 2), (5, 3)),
+        laws=(Law(O3, (FIELD(2, axis=-2), rep.Vector()), FIELD(2, axis=-2)),),
         degenerate=(
-            _coincident,
-            lambda inputs: (100.0 * inputs[0], *inputs[1:]),  # every atom alone
+            lambda inputs: (inputs[0], inputs[1].at[0].set(jnp.array([0.0, -1.0, 0.0], inputs[1].dtype))),
+            lambda inputs: (inputs[0], inputs[1].at[0].set(0.0)),
         ),
-        padding=_potential_padding,
-        dtypes=("float32",),
+        leading_axes=True,
+    ),
+    Layer(
+        name="euclidean.equivariant_layer_norm",
+        function=equivariant_layer_norm,
+        make=lambda key, dtype: (layer_norm_init(2, 4, dtype=dtype), _normal((5, 9, 4))(key, dtype)[1]),
+        laws=(Law(O3, (FIELD(2, axis=-2),), FIELD(2, axis=-2)),),
+        leading_axes=True,
+    ),
+    Layer(
+        name="euclidean.sphere_activation (a square, which the grid resolves)",
+        function=lambda params, x, s: sphere_activation(x, s, lmax=2, grid_degree=6, function=jnp.square),
+        make=_normal((5, 9, 2), (5, 2)),
+        laws=(Law(O3, (FIELD(2, axis=-2), rep.Trivial()), FIELD(2, axis=-2)),),
+        leading_axes=True,
+    ),
+    Layer(
+        name="euclidean.selfmix",
+        function=selfmix,
+        make=lambda key, dtype: (selfmix_init(jax.random.key(3), 2, 4, dtype=dtype), _normal((5, 9, 4))(key, dtype)[1]),
+        laws=(Law(O3, (FIELD(2, axis=-2),), FIELD(2, axis=-2)),),
+        leading_axes=True,
     ),
     Layer(
         name="nn.mlp",
