@@ -9,7 +9,7 @@ their units, and neighbour lists and graphs commute with rotations, translations
 | `pipeline`, `packing` | shuffled, sharded by process, read ahead, exactly resumable batches of examples or graphs |
 | `structures`, `neighbours`, `conversion` | atoms with labels; periodic neighbour lists and graphs; to and from ASE |
 | `extxyz`, `arrays`, `images` | strict readers of extended XYZ, npz, IDX: a sound result or a `ValueError` by field |
-| `catalysts` | surfaces with adsorbates: OC20's LMDB files without unpickling anything foreign, and npz |
+| `catalysts`, `catalyst_pickles` | OC20's LMDB files without torch and without trusting pickles; a plain npz format |
 | `simulators` | seeded simulations in NumPy with a written specification |
 | `molecules` | the embedded set of 2-aminoethanol, and published sets under `EQUIVARIANT_JAX_DATA` |
 
@@ -28,6 +28,7 @@ Example:
 
 from equivariant_jax.data import (
     arrays,
+    catalyst_pickles,
     catalysts,
     conversion,
     extxyz,
@@ -41,7 +42,7 @@ from equivariant_jax.data import (
     structures,
 )
 from equivariant_jax.data.arrays import read_npz
-from equivariant_jax.data.catalysts import read_catalysts, write_catalysts
+from equivariant_jax.data.catalysts import CatalystLMDB, catalyst_from_pickle, read_catalysts, write_catalysts
 from equivariant_jax.data.conversion import from_ase, to_ase
 from equivariant_jax.data.extxyz import read_extxyz, write_extxyz
 from equivariant_jax.data.images import mnist, read_idx
@@ -62,6 +63,7 @@ from equivariant_jax.data.structures import AtomicStructure, isolated_atom_energ
 __all__ = [
     "ArraySource",
     "AtomicStructure",
+    "CatalystLMDB",
     "GraphPipeline",
     "MissingDataError",
     "NeighbourList",
@@ -70,6 +72,8 @@ __all__ = [
     "aminoethanol",
     "aminoethanol_metadata",
     "arrays",
+    "catalyst_from_pickle",
+    "catalyst_pickles",
     "catalysts",
     "conversion",
     "data_directory",

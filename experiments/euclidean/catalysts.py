@@ -3,9 +3,9 @@ r"""Trains EquiformerV2 with and without the Gaunt self-interaction on surfaces 
 The task is OC20's S2EF, structure to energy and forces. Published (mean of four validation splits, trained on 2M
 structures; E MAE in meV, F MAE in meV/angstrom, force cosine, EFwT in %): EquiformerV2 284, 21.4, 0.657, 1.51 at L = 4
 and 285, 20.5, 0.663, 1.67 at L = 6; with Gaunt-Selfmix 277, 20.9, 0.661, 1.82 and 276, 20.1, 0.669, 1.95 (official
-README of arXiv:2401.10216). OC20 cannot be had here, so the presets `ci` and `cpu` compute small surfaces by effective
-medium theory (see `catalysts_sets`) and ask for the direction only: does the self-interaction help at equal size,
-budget and code? `paper` reads OC20's files (`--dataset FOLDER`).
+README of arXiv:2401.10216). OC20 is too large to ship, so the presets `ci` and `cpu` compute small surfaces by
+effective medium theory (see `catalysts_sets`) and ask for the direction only: does the self-interaction help at equal
+size, budget and code? `paper` reads OC20's files (`--dataset FOLDER`).
 
 The variant `plain` has no self-interaction and a wider feed-forward network, so that it has as many parameters or a few
 more.

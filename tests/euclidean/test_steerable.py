@@ -25,8 +25,9 @@ BASE = SteerableConfig(
     scalars_in=2, vectors_in=1, edge_scalars_in=1, scalars_out=2, vectors_out=2, channels=3, layers=1,
     centred_positions=True,
 )  # fmt: skip
-# Four cubes in a left-handed screw.
-SCREW = np.array([[0.0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]], np.float32)
+# A chain of four points that differs from its mirror image.
+SHAPE = np.array([[0.0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 1.2, 0]], np.float32)
+CHAIN = np.eye(4, k=1, dtype=bool) | np.eye(4, k=-1, dtype=bool)
 
 init = jax.jit(steerable_init, static_argnums=1)
 
@@ -165,12 +166,14 @@ def test_equivariant_under_relabelling():
 
 def mirror_outputs(product):
     config = SteerableConfig(
-        scalars_out=3, pseudoscalars_out=2 * linear.num_parities(product) - 2, product=product, channels=4, layers=2
-    )
+        scalars_out=3, pseudoscalars_out=2 * linear.num_parities(product) - 2, product=product, channels=8, layers=2,
+        average_neighbours=1.5,
+    )  # fmt: skip
     params = init(jax.random.key(0), config)
-    mirrored = SCREW * np.array([1.0, -1.0, 1.0], np.float32)
-    apply = jax.jit(lambda x: steerable_apply(params, x, jnp.ones((4, 1)), config))
-    return apply(SCREW), apply(mirrored)
+    mirrored = SHAPE * np.array([1.0, -1.0, 1.0], np.float32)
+    scalars = jnp.array([[1.0], [2.0], [-1.0], [0.5]])
+    apply = jax.jit(lambda x: steerable_apply(params, x, scalars, config, edges=jnp.asarray(CHAIN)))
+    return apply(SHAPE), apply(mirrored)
 
 
 @pytest.mark.parametrize("product", ["cg", "gaunt"])

@@ -1,4 +1,4 @@
-"""The steerable network's two experiments: parameter budgets, symmetry of what is predicted, the mirror pair, claims."""
+"""The steerable network's two experiments: budgets, symmetry of what is predicted, the mirror pair, claims."""
 
 import dataclasses
 
