@@ -21,8 +21,8 @@ __all__ = ["DegreeWeights", "apply_to_rows", "check_degree_weights", "scale_degr
 DegreeWeights = tuple[Array | None, Array | None, Array | None]
 
 # Rows of a block for each core: at least so many (64 to 256 are within a few per cent of each other for products of
-# degree 16 to 64), more where the grid has few points.
-_ROWS, _POINTS = 128, 2**16
+# degree 16 to 64), more where the grid has few points. Up to so many points in all there is one block.
+_ROWS, _POINTS, _ONE_BLOCK = 128, 2**14, 2**17
 
 
 def check_degree_weights(weights: DegreeWeights | None) -> DegreeWeights:
@@ -80,9 +80,11 @@ def _block(rows: int, inner: int, degree: int) -> int:
     if jax.default_backend() != "cpu":
         return rows
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    per_core = max(_ROWS, 3 * _POINTS // (degree + 1) ** 2)
-    target = max(1, per_core * cores // max(inner, 1))
-    if 2 * rows <= 3 * target:
+    points = max((degree + 1) ** 2 // 3, 1)
+    if rows * inner * points <= cores * _ONE_BLOCK:
+        return rows
+    target = max(1, max(_ROWS, _POINTS // points) * cores // max(inner, 1))
+    if rows <= target:
         return rows
     near = [size for size in range(max(1, target // 2), 2 * target + 1) if rows % size == 0]
     if near:
