@@ -21,7 +21,20 @@ ALLOWED = {
     **{room: {"core", "nn", room, *SYMMETRY} for room in PROBLEMS},
 }
 # What costs seconds to import, or is not installed everywhere: only inside functions, in every room.
-HEAVY = {"e3nn_jax", "tensorflow_datasets", "grain", "orbax", "matplotlib", "tyro", "ase", "scipy", "tqdm", "tblite", "lmdb", "torch"}
+HEAVY = {
+    "e3nn_jax",
+    "tensorflow_datasets",
+    "grain",
+    "orbax",
+    "matplotlib",
+    "tyro",
+    "ase",
+    "scipy",
+    "tqdm",
+    "tblite",
+    "lmdb",
+    "torch",
+}
 ROOMS = sorted(p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists())
 
 

@@ -106,7 +106,7 @@ def sphere_gradient_table(points: np.ndarray, lmax: int) -> tuple[np.ndarray, np
     for m in range(lmax + 1):
         # sin^(m-1), of which m = 0 has no need.
         lower = radius ** (m - 1) if m > 0 else np.zeros_like(radius)
-        cosine, sine = (unit**m).real, (unit**m).imag
+        cosine, sine = np.real(unit**m), np.imag(unit**m)
         for l in range(m, lmax + 1):
             upper = np.sqrt((l - m) * (l + m + 1)) * radius ** (m + 1) * legendre[l, m + 1] if l > m else 0.0
             slope = m * y * lower * legendre[l, m] - upper

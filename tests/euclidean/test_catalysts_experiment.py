@@ -127,6 +127,7 @@ def test_the_plain_twin_has_as_many_parameters(parts, tmp_path):
         assert dataclasses.replace(plain, selfmix=True, ffn_channels=mixed.ffn_channels) == mixed
 
 
+@pytest.mark.slow
 def test_a_short_run(tmp_path):
     metrics = catalysts.run(TINY, tmp_path / "selfmix" / "seed0")
     assert metrics["steps"] == 4

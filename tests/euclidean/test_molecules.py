@@ -114,6 +114,7 @@ def test_variants_differ_in_their_products_alone():
     assert (paper.convolution, paper.contraction) == ("cg", "gaunt")
 
 
+@pytest.mark.slow
 def test_clebsch_gordan_twin_trains_and_loads(tmp_path, small_set):
     config = dataclasses.replace(TINY, dataset=small_set, layers=2, steps=3, **molecules.VARIANTS["mace_cg"])
     metrics = molecules.run(config, tmp_path)
