@@ -41,7 +41,6 @@ from equivariant_jax.euclidean.equiformer_attention import (
     FramedEdges,
     edge_degree_embedding,
     frame_edges,
-    gaussian_basis,
     graph_attention,
     graph_attention_init,
 )
@@ -53,7 +52,8 @@ from equivariant_jax.euclidean.equiformer_layers import (
     selfmix,
     selfmix_init,
 )
-from equivariant_jax.euclidean.radial import bessel_basis
+from equivariant_jax.euclidean.neighbours import check_atomic_graph
+from equivariant_jax.euclidean.radial import bessel_basis, gaussian_basis
 from equivariant_jax.nn.mlp import mlp_apply, mlp_init
 
 __all__ = [
@@ -300,16 +300,6 @@ def _forward(params, vectors, mask, graph, config: EquiformerConfig, precision) 
     return atomic, field[:, 1:4, 0] * np.asarray(config.forces_scale, x.dtype)
 
 
-def _check_graph(params: Any, graph: Any) -> None:
-    if not isinstance(graph.nodes, dict) or not {"positions", "species"} <= set(graph.nodes):
-        raise ValueError("The graph's nodes must be a dict with `positions` [n, 3] and `species` [n]; see to_graph.")
-    if not isinstance(graph.edges, dict) or "shifts" not in graph.edges:
-        raise ValueError("The graph's edges must be a dict with `shifts` [e, 3] (zeros without a lattice).")
-    positions, expected = graph.nodes["positions"], params["embedding"].dtype
-    if positions.dtype != expected:
-        raise ValueError(f"positions are {positions.dtype}, parameters {expected}; cast one of them.")
-
-
 def equiformer_apply(
     params: PyTree, graph: jraph.GraphsTuple, config: EquiformerConfig, *, precision=lax.Precision.HIGHEST
 ) -> EquiformerOutput:
@@ -342,7 +332,7 @@ def equiformer_apply(
       >>> out.energy.shape, out.forces.shape
       ((2,), (3, 3))
     """
-    _check_graph(params, graph)
+    check_atomic_graph(graph, params["embedding"].dtype)
     params = jax.tree.map(jnp.asarray, params)  # NumPy leaves, as a checkpoint holds them, cannot be indexed by tracers
     nodes: Any = graph.nodes
     edges: Any = graph.edges

@@ -44,7 +44,6 @@ __all__ = [
     "FramedEdges",
     "edge_degree_embedding",
     "frame_edges",
-    "gaussian_basis",
     "graph_attention",
     "graph_attention_init",
     "so2_linear",
@@ -103,32 +102,6 @@ class FramedEdges(NamedTuple):
     rotation: Array
     features: Array
     envelope: Array
-
-
-def gaussian_basis(distance: Array, num_basis: int, r_max: float) -> Array:
-    r"""Evaluates Gaussians at equal distances, `exp(-(r - r_k)^2 / (2 (2 d)^2))` with `r_k = k d`, `r_K = r_max`.
-
-    Args:
-      distance: shape `[...]`, in angstrom, float.
-      num_basis: static; number of functions, at least 2.
-      r_max: static; cut-off in angstrom.
-
-    Returns:
-      Array of shape `[..., num_basis]`, dtype of `distance`.
-
-    Raises:
-      ValueError: if `num_basis < 2` or `r_max` is not positive.
-
-    Example:
-      >>> gaussian_basis(jnp.array(1.0), 3, 2.0).round(3).tolist()
-      [0.8820000290870667, 1.0, 0.8820000290870667]
-    """
-    if num_basis < 2 or r_max <= 0:
-        raise ValueError(f"gaussian_basis needs num_basis >= 2 and r_max > 0, got {num_basis} and {r_max}.")
-    distance = jnp.asarray(distance)
-    step = r_max / (num_basis - 1)
-    centres = np.asarray(step * np.arange(num_basis), distance.dtype).reshape((1,) * distance.ndim + (-1,))
-    return jnp.exp(np.asarray(-0.5 / (2 * step) ** 2, distance.dtype) * (distance[..., None] - centres) ** 2)
 
 
 def frame_edges(

@@ -41,7 +41,7 @@ from equivariant_jax.euclidean.coupling import cg_convolution_slots, coupling_pa
 from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.irreps import degree_linear, expand_degrees
 from equivariant_jax.euclidean.many_body import gaunt_polynomial
-from equivariant_jax.euclidean.neighbours import neighbour_slots
+from equivariant_jax.euclidean.neighbours import check_atomic_graph, neighbour_slots
 from equivariant_jax.euclidean.radial import bessel_basis, polynomial_cutoff
 from equivariant_jax.euclidean.symmetric_contraction import contraction_paths, symmetric_contraction
 from equivariant_jax.nn.mlp import mlp_apply, mlp_init
@@ -304,16 +304,6 @@ def atomic_energies(
     return energy * scale + shift
 
 
-def _check_graph(params: Any, graph: Any) -> None:
-    if not isinstance(graph.nodes, dict) or not {"positions", "species"} <= set(graph.nodes):
-        raise ValueError("The graph's nodes must be a dict with `positions` [n, 3] and `species` [n]; see to_graph.")
-    if not isinstance(graph.edges, dict) or "shifts" not in graph.edges:
-        raise ValueError("The graph's edges must be a dict with `shifts` [e, 3] (zeros without a lattice).")
-    positions, expected = graph.nodes["positions"], params["embedding"].dtype
-    if positions.dtype != expected:
-        raise ValueError(f"positions are {positions.dtype}, parameters {expected}; cast one of them.")
-
-
 def potential_apply(
     params: PyTree, graph: jraph.GraphsTuple, config: PotentialConfig, *, precision=lax.Precision.HIGHEST
 ) -> Array:
@@ -370,7 +360,7 @@ def energy_and_forces(
       >>> out.energy.shape, out.forces.shape, bool(jnp.abs(out.forces.sum()) < 1e-5)
       ((2,), (3, 3), True)
     """
-    _check_graph(params, graph)
+    check_atomic_graph(graph, params["embedding"].dtype)
     params = jax.tree.map(jnp.asarray, params)  # NumPy leaves, as a checkpoint holds them, cannot be indexed by tracers
     nodes: Any = graph.nodes
     edges: Any = graph.edges

@@ -5,14 +5,14 @@ edges needs a product edge by edge and a scatter. The price is `max_neighbours` 
 molecules and crystals.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from equivariant_jax.core.segments import segment_count
 from equivariant_jax.core.typing import Array
 
-__all__ = ["NeighbourSlots", "neighbour_slots"]
+__all__ = ["NeighbourSlots", "check_atomic_graph", "neighbour_slots"]
 
 
 class NeighbourSlots(NamedTuple):
@@ -28,6 +28,25 @@ class NeighbourSlots(NamedTuple):
     edges: Array
     mask: Array
     overflow: Array
+
+
+def check_atomic_graph(graph: Any, dtype: Any) -> None:
+    """Checks that a graph of atoms has the fields that a potential reads.
+
+    Args:
+      graph: `jraph.GraphsTuple`.
+      dtype: of the potential's parameters.
+
+    Raises:
+      ValueError: if `positions`, `species` or `shifts` is missing, or the positions have another dtype.
+    """
+    if not isinstance(graph.nodes, dict) or not {"positions", "species"} <= set(graph.nodes):
+        raise ValueError("The graph's nodes must be a dict with `positions` [n, 3] and `species` [n]; see to_graph.")
+    if not isinstance(graph.edges, dict) or "shifts" not in graph.edges:
+        raise ValueError("The graph's edges must be a dict with `shifts` [e, 3] (zeros without a lattice).")
+    positions = graph.nodes["positions"]
+    if positions.dtype != dtype:
+        raise ValueError(f"positions are {positions.dtype}, parameters {dtype}; cast one of them.")
 
 
 def neighbour_slots(receivers: Array, num_nodes: int, max_neighbours: int, *, mask: Array) -> NeighbourSlots:

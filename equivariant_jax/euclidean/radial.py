@@ -13,7 +13,7 @@ import numpy as np
 
 from equivariant_jax.core.typing import Array
 
-__all__ = ["bessel_basis", "polynomial_cutoff"]
+__all__ = ["bessel_basis", "gaussian_basis", "polynomial_cutoff"]
 
 
 def _sine_over(t: Array) -> Array:
@@ -84,3 +84,29 @@ def polynomial_cutoff(distance: Array, r_max: float, p: int = 5) -> Array:
     c0, c1, c2 = (np.asarray(c, distance.dtype) for c in ((p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2))
     value = 1 - reduced**p * (c0 - reduced * (c1 - reduced * c2))
     return jnp.where(reduced < 1, value, jnp.zeros_like(value))
+
+
+def gaussian_basis(distance: Array, num_basis: int, r_max: float) -> Array:
+    r"""Evaluates Gaussians at equal distances, `exp(-(r - r_k)^2 / (2 (2 d)^2))` with `r_k = k d`, `r_K = r_max`.
+
+    Args:
+      distance: shape `[...]`, in angstrom, float.
+      num_basis: static; number of functions, at least 2.
+      r_max: static; cut-off in angstrom.
+
+    Returns:
+      Array of shape `[..., num_basis]`, dtype of `distance`.
+
+    Raises:
+      ValueError: if `num_basis < 2` or `r_max` is not positive.
+
+    Example:
+      >>> gaussian_basis(jnp.array(1.0), 3, 2.0).round(3).tolist()
+      [0.8820000290870667, 1.0, 0.8820000290870667]
+    """
+    if num_basis < 2 or r_max <= 0:
+        raise ValueError(f"gaussian_basis needs num_basis >= 2 and r_max > 0, got {num_basis} and {r_max}.")
+    distance = jnp.asarray(distance)
+    step = r_max / (num_basis - 1)
+    centres = np.asarray(step * np.arange(num_basis), distance.dtype).reshape((1,) * distance.ndim + (-1,))
+    return jnp.exp(np.asarray(-0.5 / (2 * step) ** 2, distance.dtype) * (distance[..., None] - centres) ** 2)

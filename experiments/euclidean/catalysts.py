@@ -18,7 +18,6 @@ import bisect
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +29,10 @@ import numpy as np
 from equivariant_jax import training
 from equivariant_jax.core.graphs import batch, graph_mask, node_mask, pack, pad, plan_budget
 from equivariant_jax.core.linalg import safe_norm
-from equivariant_jax.data import graph_pipeline
 from equivariant_jax.euclidean.equiformer import EquiformerConfig, equiformer_apply, equiformer_init
 from experiments.euclidean.catalysts_report import tables
 from experiments.euclidean.catalysts_sets import CatalystSet, SurfaceConfig, load_catalysts
+from experiments.euclidean.graph_training import count_parameters, train_on_graphs
 from experiments.euclidean.molecular_models import sizes
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "run", "tables"]
@@ -145,12 +144,6 @@ PRESETS: dict[str, Config] = {
 }  # fmt: skip
 
 
-def num_parameters(config: EquiformerConfig) -> int:
-    """Counts the parameters of a network."""
-    shapes = jax.eval_shape(lambda: equiformer_init(jax.random.key(0), config))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-
-
 def network_config(config: Config, data: CatalystSet) -> EquiformerConfig:
     """Makes the network's configuration from the run's and the training data's statistics."""
     shared = {
@@ -169,13 +162,17 @@ def network_config(config: Config, data: CatalystSet) -> EquiformerConfig:
     )
     if config.selfmix:
         return network
-    target, widest = num_parameters(network), 4 * config.ffn_channels + 8 * config.channels
+
+    def parameters(network: EquiformerConfig) -> int:
+        return count_parameters(lambda key: equiformer_init(key, network))
+
+    target, widest = parameters(network), 4 * config.ffn_channels + 8 * config.channels
 
     def twin(width: int) -> EquiformerConfig:
         return dataclasses.replace(network, selfmix=False, ffn_channels=width)
 
     widths = range(config.ffn_channels, widest)
-    return twin(widths[bisect.bisect_left(widths, target, key=lambda width: num_parameters(twin(width)))])
+    return twin(widths[bisect.bisect_left(widths, target, key=lambda width: parameters(twin(width)))])
 
 
 def make_loss(network: EquiformerConfig) -> Any:
@@ -254,12 +251,10 @@ def errors(predictions: Sequence[tuple[float, np.ndarray]], graphs: Sequence[Any
 
 def _train(config: Config, data: CatalystSet, workdir: Path) -> dict[str, float]:
     network = network_config(config, data)
-    # One padded batch for each device, all of one program: the gradient is that of the whole batch.
-    several = jax.device_count() > 1
-    mesh, devices = (training.make_mesh(), jax.local_device_count()) if several else (None, None)
-    per_device = max(1, round(config.batch_size / jax.device_count()))
-    budget = plan_budget(*sizes(data.train), batch_size=per_device, slack=1.0)
-    optimizer = training.make_optimizer(
+    params, metrics, _ = train_on_graphs(
+        lambda key: equiformer_init(key, network),
+        make_loss(network),
+        {"energy_loss": config.energy_weight, "forces_loss": config.forces_weight},
         training.OptimizerConfig(
             name="adamw",
             learning_rate=config.learning_rate,
@@ -270,53 +265,15 @@ def _train(config: Config, data: CatalystSet, workdir: Path) -> dict[str, float]
             clip_norm=config.clip_norm,
             weight_decay=config.weight_decay,
             no_decay=r"(bias|scale|weights|embedding)$",
-        )
-    )
-    loss_fn = make_loss(network)
-    coefficients = {"energy_loss": config.energy_weight, "forces_loss": config.forces_weight}
-    key_params, key_state = jax.random.split(jax.random.key(config.seed))
-
-    def make_state(key_params, key_state):
-        return training.TrainState.create(equiformer_init(key_params, network), optimizer, key=key_state, ema=True)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    parallel: dict[str, Any] = {"coefficients": coefficients, "mesh": mesh, "per_device": several}
-    step = training.make_train_step(loss_fn, optimizer, ema_decay=config.ema_decay, **parallel)
-    measure = training.make_eval_step(loss_fn, **parallel)
-    batches = graph_pipeline(data.train, budget, seed=config.seed, devices=devices, prefetch=2)
-    wide = plan_budget(*sizes(data.validation), batch_size=8, slack=2.0)
-    validation = graph_pipeline(data.validation, wide, shuffle=False, num_epochs=1, devices=devices, prefetch=0)
-
-    def validation_batches():
-        validation.reset()
-        return validation
-
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
-        batches,
-        num_steps=config.steps,
-        workdir=workdir,
-        config=training.LoopConfig(
-            log_every=min(50, config.steps),
-            eval_every=min(config.eval_every, config.steps),
-            checkpoint_every=config.checkpoint_every,
-            resume=config.resume,
-            monitor="forces_mae_meV_A",
         ),
-        evaluate=training.evaluator(measure, validation_batches),
+        config,
+        data,
+        workdir,
+        monitor="forces_mae_meV_A",
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
+        slack=1.0,
+        validation_batch=8,
     )
-    seconds = time.perf_counter() - started
-    params = jax.device_get(result.state.ema_params)
-    metrics = {
-        "parameters": float(num_parameters(network)),
-        "train_seconds": seconds,
-        "steps": float(result.step),
-        "fill_edges": batches.fill_factor()["edge"],
-        "skipped_updates": float(result.skipped),
-    }
     parts = {"validation": data.validation, **data.tests}
     # All parts at once: one budget, one compilation.
     predictions = iter(predict(params, network, [graph for graphs in parts.values() for graph in graphs]))

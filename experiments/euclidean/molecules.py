@@ -16,7 +16,6 @@ hardware and time stand in `experiments/results`, written by the run.
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,9 @@ import jax
 import numpy as np
 
 from equivariant_jax import training
-from equivariant_jax.core.graphs import plan_budget
-from equivariant_jax.data import graph_pipeline
 from equivariant_jax.euclidean.interatomic import PotentialConfig, potential_init
 from equivariant_jax.euclidean.pair_potential import fit_pair_potential
+from experiments.euclidean.graph_training import train_on_graphs
 from experiments.euclidean.molecular_models import (
     errors,
     export_potential,
@@ -36,7 +34,6 @@ from experiments.euclidean.molecular_models import (
     padded,
     predict,
     save_potential,
-    sizes,
 )
 from experiments.euclidean.molecular_report import CARD, PUBLISHED, claims, plots, tables
 from experiments.euclidean.molecular_sets import MolecularSet, load_molecules
@@ -182,66 +179,27 @@ def potential_config(config: Config, data: MolecularSet) -> PotentialConfig:
 
 def _train(config: Config, data: MolecularSet, workdir: Path) -> dict[str, float]:
     potential = potential_config(config, data)
-    # One padded batch for each device, all of one program: the gradient is that of the whole batch.
-    several = jax.device_count() > 1
-    mesh, devices = (training.make_mesh(), jax.local_device_count()) if several else (None, None)
-    per_device = max(1, round(config.batch_size / jax.device_count()))
-    budget = plan_budget(*sizes(data.train), batch_size=per_device, slack=2.0)
-    schedule = training.OptimizerConfig(
-        name=config.optimizer,
-        learning_rate=config.learning_rate,
-        schedule="warmup_cosine",
-        warmup_steps=min(config.warmup_steps, max(config.steps - 1, 0)),
-        total_steps=config.steps,
-        end_factor=1e-3,
-        clip_norm=config.clip_norm,
-    )
-    optimizer = training.make_optimizer(schedule)
-    loss_fn = make_loss(potential, loss=config.loss, huber_delta=config.huber_delta)
-    coefficients = {"energy_loss": config.energy_weight, "forces_loss": config.forces_weight}
-    key_params, key_state = jax.random.split(jax.random.key(config.seed))
-
-    def make_state(key_params, key_state):
-        return training.TrainState.create(potential_init(key_params, potential), optimizer, key=key_state, ema=True)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    parallel: dict[str, Any] = {"coefficients": coefficients, "mesh": mesh, "per_device": several}
-    step = training.make_train_step(loss_fn, optimizer, ema_decay=config.ema_decay, **parallel)
-    measure = training.make_eval_step(loss_fn, **parallel)
-    batches = graph_pipeline(data.train, budget, seed=config.seed, devices=devices, prefetch=2)
-    wide = plan_budget(*sizes(data.validation), batch_size=16, slack=2.0)
-    validation = graph_pipeline(data.validation, wide, shuffle=False, num_epochs=1, devices=devices, prefetch=0)
-
-    def validation_batches():
-        validation.reset()
-        return validation
-
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
-        batches,
-        num_steps=config.steps,
-        workdir=workdir,
-        config=training.LoopConfig(
-            log_every=min(50, config.steps),
-            eval_every=min(config.eval_every, config.steps),
-            checkpoint_every=config.checkpoint_every,
-            resume=config.resume,
-            monitor="forces_rmse",
+    params, metrics, wide = train_on_graphs(
+        lambda key: potential_init(key, potential),
+        make_loss(potential, loss=config.loss, huber_delta=config.huber_delta),
+        {"energy_loss": config.energy_weight, "forces_loss": config.forces_weight},
+        training.OptimizerConfig(
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            schedule="warmup_cosine",
+            warmup_steps=min(config.warmup_steps, max(config.steps - 1, 0)),
+            total_steps=config.steps,
+            end_factor=1e-3,
+            clip_norm=config.clip_norm,
         ),
-        evaluate=training.evaluator(measure, validation_batches),
+        config,
+        data,
+        workdir,
+        monitor="forces_rmse",
         experiment={**dataclasses.asdict(config), "potential": dataclasses.asdict(potential)},
+        slack=2.0,
+        validation_batch=16,
     )
-    seconds = time.perf_counter() - started
-    params = jax.device_get(result.state.ema_params)
-    metrics = {
-        "parameters": float(num_parameters(potential)),
-        "train_seconds": seconds,
-        "steps": float(result.step),
-        "fill_edges": batches.fill_factor()["edge"],
-        "skipped_updates": float(result.skipped),
-    }
     parity = {}
     for name, graphs in {"validation": data.validation, **data.tests}.items():
         predictions = predict(params, potential, graphs)

@@ -10,6 +10,7 @@ import pytest
 from equivariant_jax.core.representations import wigner_d
 from equivariant_jax.euclidean.bracket import spherical_poisson_bracket
 from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
+from tests.euclidean.paths import sum_over_paths, threej
 
 METHODS = ["auto", "grid", "quadrant", "octant", "separable"]
 
@@ -18,46 +19,9 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
-@functools.cache
-def threej(a, b, c, ma, mb):
-    """|3j(a b c; ma mb -ma-mb)| by Racah's sum over factorials."""
-    from math import factorial as f
-
-    mc = -ma - mb
-    triangle = f(a + b - c) * f(a - b + c) * f(-a + b + c) / f(a + b + c + 1)
-    root = triangle * f(a + ma) * f(a - ma) * f(b + mb) * f(b - mb) * f(c + mc) * f(c - mc)
-    total = 0.0
-    for t in range(a + b + c + 1):
-        parts = (t, c - b + t + ma, c - a + t - mb, a + b - c - t, a - t - ma, b - t + mb)
-        if min(parts) >= 0:
-            product = 1
-            for part in parts:
-                product *= f(part)
-            total += (-1) ** t / product
-    return abs(np.sqrt(root) * total)
-
-
 def bracket_factor(a, b, c):
     degrees = a * (a + 1) * b * (b + 1) * (2 * a + 1) * (2 * b + 1) * (2 * c + 1)
     return np.sqrt(degrees / (4 * np.pi)) * threej(a, b, c, 1, -1)
-
-
-def odd_paths(x, y, lmax_out, factor):
-    import e3nn_jax as e3nn
-
-    l1, l2 = int(np.sqrt(x.shape[-1])) - 1, int(np.sqrt(y.shape[-1])) - 1
-    out = np.zeros((*x.shape[:-1], (lmax_out + 1) ** 2))
-    for a in range(1, l1 + 1):
-        for b in range(1, l2 + 1):
-            for c in range(abs(a - b), min(a + b, lmax_out) + 1):
-                if (a + b + c) % 2 == 1:
-                    cg = np.asarray(e3nn.clebsch_gordan(a, b, c))
-                    cg = cg / np.linalg.norm(cg)
-                    block = np.einsum(
-                        "...i,...j,ijk->...k", x[..., a * a : (a + 1) ** 2], y[..., b * b : (b + 1) ** 2], cg
-                    )
-                    out[..., c * c : (c + 1) ** 2] += factor(a, b, c) * block
-    return out
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,7 +30,7 @@ def odd_paths(x, y, lmax_out, factor):
 )
 def test_equals_the_sum_over_odd_paths(x64, method, l1, l2, l3):
     x, y = normal(0, 5, (l1 + 1) ** 2), normal(1, 5, (l2 + 1) ** 2)
-    expected = odd_paths(np.asarray(x), np.asarray(y), l3, bracket_factor)
+    expected = sum_over_paths(x, y, l3, bracket_factor, parity=1)
     z = spherical_poisson_bracket(x, y, lmax_out=l3, method=method)
     assert np.abs(expected).max() > 0.1
     assert np.abs(z - expected).max() <= 1e-12 * np.abs(expected).max()
@@ -131,7 +95,7 @@ def test_derivatives_are_brackets(x64):
 
 def test_normalizations(x64):
     x, y = normal(0, 5, 9), normal(1, 5, 16)
-    expected = odd_paths(np.asarray(x), np.asarray(y), 4, lambda a, b, c: threej(a, b, c, 1, -1))
+    expected = sum_over_paths(x, y, 4, lambda a, b, c: threej(a, b, c, 1, -1), parity=1)
     z = spherical_poisson_bracket(x, y, lmax_out=4, normalization="norm")
     np.testing.assert_allclose(z, expected, atol=1e-12)
     samples = 20_000

@@ -25,7 +25,6 @@ from equivariant_jax.euclidean.equiformer import (
 from equivariant_jax.euclidean.equiformer_attention import (
     AttentionConfig,
     frame_edges,
-    gaussian_basis,
     graph_attention,
     graph_attention_init,
     so2_linear,
@@ -308,14 +307,6 @@ def test_attention_weights_add_up_and_fade_at_the_cutoff(x64):
     np.testing.assert_allclose(_attention_weights(logits, alone, 6)[7], 1e-3, rtol=1e-9)
     slope = jax.jacfwd(lambda e: _attention_weights(logits, framed._replace(envelope=e), 6))(jnp.zeros(30))
     assert np.isfinite(slope).all()
-
-
-def test_gaussian_basis():
-    distance = jnp.linspace(0.0, 3.0, 7)
-    expected = np.exp(-((np.linspace(0, 3, 7)[:, None] - np.linspace(0, 3, 4)) ** 2) / 8)
-    np.testing.assert_allclose(gaussian_basis(distance, 4, 3.0), expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="num_basis"):
-        gaussian_basis(distance, 1, 3.0)
 
 
 # --- the network

@@ -1,7 +1,5 @@
 """Gaunt products against Clebsch-Gordan sums, closed forms, and the group."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from equivariant_jax.core.representations import wigner_d
 from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
 from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
 from equivariant_jax.euclidean.irreps import expand_degrees
+from tests.euclidean.paths import sum_over_paths, threej
 
 METHODS = ["auto", "grid", "quadrant", "octant", "separable", "fourier", "sparse"]
 
@@ -19,35 +18,8 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
-@functools.cache
-def threej_squared(a, b, c):
-    """3j(a b c; 0 0 0)^2 = 1/2 int P_a P_b P_c."""
-    x, w = np.polynomial.legendre.leggauss(20)
-    p = [np.polynomial.legendre.Legendre.basis(l)(x) for l in (a, b, c)]
-    return max(0.5 * np.sum(w * p[0] * p[1] * p[2]), 0.0)
-
-
-def clebsch_gordan_sum(x, y, lmax_out, factor):
-    """sum over paths of factor * [x (x) y], with unit Clebsch-Gordan blocks of e3nn."""
-    import e3nn_jax as e3nn
-
-    l1, l2 = int(np.sqrt(x.shape[-1])) - 1, int(np.sqrt(y.shape[-1])) - 1
-    out = np.zeros((*x.shape[:-1], (lmax_out + 1) ** 2))
-    for a in range(l1 + 1):
-        for b in range(l2 + 1):
-            for c in range(abs(a - b), min(a + b, lmax_out) + 1):
-                if (a + b + c) % 2 == 0:
-                    cg = np.asarray(e3nn.clebsch_gordan(a, b, c))
-                    cg = cg / np.linalg.norm(cg)
-                    block = np.einsum(
-                        "...i,...j,ijk->...k", x[..., a * a : (a + 1) ** 2], y[..., b * b : (b + 1) ** 2], cg
-                    )
-                    out[..., c * c : (c + 1) ** 2] += factor(a, b, c) * block
-    return out
-
-
 def gaunt_factor(a, b, c):
-    return np.sqrt((2 * a + 1) * (2 * b + 1) * (2 * c + 1) / (4 * np.pi) * threej_squared(a, b, c))
+    return np.sqrt((2 * a + 1) * (2 * b + 1) * (2 * c + 1) / (4 * np.pi)) * threej(a, b, c, 0, 0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -56,14 +28,14 @@ def gaunt_factor(a, b, c):
 )
 def test_equals_the_clebsch_gordan_sum(x64, method, l1, l2, l3):
     x, y = normal(0, 5, (l1 + 1) ** 2), normal(1, 5, (l2 + 1) ** 2)
-    expected = clebsch_gordan_sum(np.asarray(x), np.asarray(y), l3, gaunt_factor)
+    expected = sum_over_paths(x, y, l3, gaunt_factor, parity=0)
     z = gaunt_tensor_product(x, y, lmax_out=l3, method=method)
     assert np.abs(z - expected).max() <= 1e-12 * np.abs(expected).max()
 
 
 def test_norm_normalization_has_threej_as_path_factor(x64):
     x, y = normal(0, 5, 9), normal(1, 5, 16)
-    expected = clebsch_gordan_sum(np.asarray(x), np.asarray(y), 4, lambda *l: np.sqrt(threej_squared(*l)))
+    expected = sum_over_paths(x, y, 4, lambda a, b, c: threej(a, b, c, 0, 0), parity=0)
     z = gaunt_tensor_product(x, y, lmax_out=4, normalization="norm")
     np.testing.assert_allclose(z, expected, atol=1e-12)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from equivariant_jax.euclidean import from_irreps_array, spherical_harmonics, spherical_product, to_irreps_array
-from tests.euclidean.test_bracket import threej
+from tests.euclidean.paths import threej
 
 
 def normal(seed, *shape):

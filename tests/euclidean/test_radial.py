@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_jax.euclidean.radial import bessel_basis, polynomial_cutoff
+from equivariant_jax.euclidean.radial import bessel_basis, gaussian_basis, polynomial_cutoff
 
 
 def test_bessel_functions_are_orthonormal_in_the_ball(x64):
@@ -45,3 +45,11 @@ def test_bad_input_is_named():
         bessel_basis(jnp.ones(2), 0, 5.0)
     with pytest.raises(ValueError, match="p=1"):
         polynomial_cutoff(jnp.ones(2), 5.0, 1)
+
+
+def test_gaussian_basis():
+    distance = jnp.linspace(0.0, 3.0, 7)
+    expected = np.exp(-((np.linspace(0, 3, 7)[:, None] - np.linspace(0, 3, 4)) ** 2) / 8)
+    np.testing.assert_allclose(gaussian_basis(distance, 4, 3.0), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="num_basis"):
+        gaussian_basis(distance, 1, 3.0)
