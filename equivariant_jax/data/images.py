@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from equivariant_jax.data.arrays import DEFLATE_LIMIT
-from equivariant_jax.data.sources import ArraySource, find_data_file
+from equivariant_jax.data.sources import ArraySource, MissingDataError, find_data_file
 
-__all__ = ["mnist", "read_idx"]
+__all__ = ["mnist", "read_idx", "small_digits"]
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP = b"\x1f\x8b"
@@ -119,3 +119,28 @@ def mnist(split: str, directory: str | os.PathLike[str] | None = None) -> ArrayS
     if labels.max() > 9:
         raise ValueError(f"MNIST {split} labels: got the label {labels.max()}, expected digits 0 to 9")
     return ArraySource({"image": images[..., None], "label": labels.astype(np.int32)})
+
+
+def small_digits() -> ArraySource[dict[str, Any]]:
+    """Reads the small digits that scikit-learn ships: 1,797 handwritten digits of 8 x 8 pixels, values 0 to 16.
+
+    Returns:
+      A source of examples `{"image": uint8 [8, 8, 1], "label": int32 []}`; `.arrays` holds all of them at once.
+
+    Raises:
+      MissingDataError: if scikit-learn is not installed.
+
+    Example:
+      >>> small_digits().arrays["image"].shape
+      (1797, 8, 8, 1)
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDataError(
+            "the set of small digits",
+            "scikit-learn (pip install scikit-learn; BSD)",
+            "any place that Python imports from",
+        ) from error
+    found: Any = load_digits()
+    return ArraySource({"image": found.images.astype(np.uint8)[..., None], "label": found.target.astype(np.int32)})

@@ -1,0 +1,117 @@
+"""Images under the plane's transformations: shifts of the torus, bilinear sampling, rotations.
+
+Images are `[..., height, width, channels]`, rows running downwards; a rotation by a positive angle is counter-clockwise
+to the eye. Shifts by whole pixels, and quarter turns of square images, are exact; other rotations interpolate.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from equivariant_jax.core.typing import Array
+
+__all__ = ["rotate_image", "sample_image", "shift_image"]
+
+
+def shift_image(x: Array, shift: Array) -> Array:
+    """Moves images on the torus by whole pixels: `y[h, w] = x[h - dy, w - dx]`.
+
+    Args:
+      x: shape `[..., height, width, channels]`, any dtype.
+      shift: `(dx, dy)`, shape `[2]`, int32; may be traced, may exceed the size.
+
+    Returns:
+      Array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: if `x` has fewer than three axes or `shift` is not an integer pair.
+
+    Example:
+      >>> shift_image(jnp.arange(4).reshape(1, 4, 1), jnp.array([1, 0]))[0, :, 0].tolist()
+      [3, 0, 1, 2]
+    """
+    shift = jnp.asarray(shift)
+    if x.ndim < 3 or shift.shape != (2,) or not jnp.issubdtype(shift.dtype, jnp.integer):
+        raise ValueError(
+            f"shift_image got x {x.shape} and shift {shift.dtype} {shift.shape}; expected "
+            "[..., height, width, channels] and two integers."
+        )
+    height, width = x.shape[-3:-1]
+    start = jnp.mod(-shift.astype(jnp.int32), np.asarray([width, height], np.int32))
+    # A window on the doubled torus: contiguous reads instead of a gather per pixel.
+    rows = lax.dynamic_slice_in_dim(jnp.concatenate([x, x], axis=-3), start[1], height, axis=-3)
+    return lax.dynamic_slice_in_dim(jnp.concatenate([rows, rows], axis=-2), start[0], width, axis=-2)
+
+
+def sample_image(x: Array, row: Array, column: Array) -> Array:
+    """Reads images between pixels, bilinear, zero outside.
+
+    Args:
+      x: shape `[..., height, width, channels]`, float.
+      row: where to read, in pixels from the first row's centre, shape `[p, q]`, float.
+      column: shape `[p, q]`, float.
+
+    Returns:
+      Array of shape `[..., p, q, channels]`, dtype of `x`.
+
+    Raises:
+      ValueError: if `x` has fewer than three axes, or `row` and `column` are not two tables of one shape.
+
+    Example:
+      >>> x = jnp.array([[0.0, 1.0], [2.0, 3.0]])[..., None]
+      >>> sample_image(x, jnp.array([[0.5]]), jnp.array([[0.5]])).item()
+      1.5
+    """
+    if x.ndim < 3 or row.shape != column.shape or row.ndim != 2:
+        raise ValueError(
+            f"sample_image got x {x.shape}, row {row.shape}, column {column.shape}; expected "
+            "[..., height, width, channels] and two tables [p, q]."
+        )
+    height, width = x.shape[-3:-1]
+    low_row, low_column = jnp.floor(row), jnp.floor(column)
+    part_row, part_column = row - low_row, column - low_column
+    flat = x.reshape(*x.shape[:-3], height * width, x.shape[-1])
+    shape = (*x.shape[:-3], *row.shape, x.shape[-1])
+    out = jnp.zeros(shape, x.dtype)
+    for i in (0, 1):
+        for j in (0, 1):
+            at_row, at_column = low_row.astype(jnp.int32) + i, low_column.astype(jnp.int32) + j
+            inside = (at_row >= 0) & (at_row < height) & (at_column >= 0) & (at_column < width)
+            weight = (part_row if i else 1 - part_row) * (part_column if j else 1 - part_column)
+            weight = jnp.where(inside, weight, jnp.zeros_like(weight)).astype(x.dtype)
+            index = jnp.clip(at_row, 0, height - 1) * width + jnp.clip(at_column, 0, width - 1)
+            found = jnp.take(flat, index.reshape(-1), axis=-2).reshape(shape)
+            out = out + found * weight.reshape((1,) * (x.ndim - 3) + (*row.shape, 1))
+    return out
+
+
+def rotate_image(x: Array, degrees: Array) -> Array:
+    """Turns images counter-clockwise about their centre, bilinear, zero outside.
+
+    Args:
+      x: shape `[..., height, width, channels]`, float.
+      degrees: shape `[]`, float.
+
+    Returns:
+      Array of the shape and dtype of `x`; positions are computed in float32 at least.
+
+    Raises:
+      ValueError: if `x` has fewer than three axes.
+
+    Example:
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
+      >>> rotate_image(x, jnp.array(90.0))[..., 0].round(4).tolist()
+      [[2.0, 4.0], [1.0, 3.0]]
+    """
+    if x.ndim < 3:
+        raise ValueError(f"rotate_image got x {x.shape}; expected [..., height, width, channels].")
+    height, width = x.shape[-3:-1]
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    angle = jnp.asarray(degrees, dtype) * np.asarray(np.pi / 180, dtype)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    row = np.asarray(np.arange(height) - (height - 1) / 2, dtype)[:, None]
+    column = np.asarray(np.arange(width) - (width - 1) / 2, dtype)[None, :]
+    # Where each pixel came from, by the inverse rotation in coordinates whose rows run down.
+    from_row = sin * column + cos * row + np.asarray((height - 1) / 2, dtype)
+    from_column = cos * column - sin * row + np.asarray((width - 1) / 2, dtype)
+    return sample_image(x, from_row, from_column)
