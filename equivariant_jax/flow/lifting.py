@@ -14,7 +14,7 @@ where `B_b` are `gauss(|x| - r) cos(m phi)` and `sin(m phi)` on rings r = 0, 1, 
 pixels carry (`m <= 2 r`). On 3 x 3 pixels: one function at the centre and five on the ring, so 6 weights per pair of
 fields and relative orientation, as escnn's `R2Conv` on regular fields has.
 
-Law: `convolution(rot(x), K) == rot(convolution(x, K))` for quarter turns exactly, for others up to what the pixels miss.
+Law: `convolution(rot(x), K) == rot(convolution(x, K))` for quarter turns exactly, for others up to what pixels miss.
 
 Reference: Keller 2025, arXiv:2507.14793, sections 3 and 4; Weiler, Cesa 2019, arXiv:1911.08251 (steerable kernels).
 """
@@ -114,9 +114,9 @@ def steerable_basis(size: int, orientations: int) -> np.ndarray:
         for ring in range(radius + 1):
             gauss = np.exp(-0.5 * ((distance - ring) / 0.6) ** 2)
             for m in range(2 * ring + 1):
-                for wave in (np.cos, np.sin)[: 1 if m == 0 else 2]:
-                    # The centre has no direction: only m = 0 lives there.
-                    functions.append(gauss * np.where((distance == 0) & (m > 0), 0.0, wave(m * turned)))
+                waves = (np.cos, np.sin)[: 1 if m == 0 else 2]
+                # The centre has no direction: only m = 0 lives there.
+                functions.extend(gauss * np.where((distance == 0) & (m > 0), 0.0, wave(m * turned)) for wave in waves)
         tables.append(functions)
     table = np.array(tables)
     table /= np.sqrt(np.sum(table[:1] ** 2, axis=(2, 3), keepdims=True))

@@ -1,6 +1,6 @@
 r"""A linear flow-equivariant recurrence, parallel in time.
 
-Without an activation, and for shifts of the torus, the recurrence is diagonal in spatial frequency. In the moving frames
+Without an activation, and for shifts of the torus, the recurrence is diagonal in spatial frequency: in moving frames
 
     k_t(nu, q) = W(q) k_{t-1}(nu, q) + exp(2 pi i t nu . q / n) U(q) f_t(q),
 

@@ -63,7 +63,7 @@ class NextFrameConfig:
       feedback_gradient: whether gradients flow through the frames that are fed back.
     """
 
-    velocities: Velocities = velocity_grid(1)
+    velocities: Velocities = dataclasses.field(default_factory=lambda: velocity_grid(1))
     channels_in: int = 1
     channels: int = 128
     decoder_layers: int = 4

@@ -40,8 +40,8 @@ def convolution_init(
     """
     if size % 2 == 0 or min(size, channels_in, channels_out) < 1:
         raise ValueError(
-            f"convolution_init got size={size}, {channels_in} channels in, {channels_out} out; expected an odd size and "
-            "positive numbers of channels."
+            f"convolution_init got size={size}, {channels_in} channels in, {channels_out} out; expected an odd size "
+            "and positive numbers of channels."
         )
     bound = gain / np.sqrt(size * size * channels_in)
     return jax.random.uniform(key, (size, size, channels_in, channels_out), dtype, -bound, bound)

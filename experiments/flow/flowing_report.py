@@ -86,7 +86,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
       README marker -> Markdown.
     """
     lines = [
-        "| preset | model | banks | test MSE | last third of the horizon | unseen speed ±2 | copy last frame | seeds | training |",
+        "| preset | model | banks | test MSE | last third of horizon | speed ±2 | copy the last | seeds | training |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in found.items():
