@@ -3,7 +3,8 @@
 `groups` compose, invert and sample elements; `representations` say how an element acts on an array; `checks` measure
 whether a function respects it. Beside them stands what every room needs: padded graph batches (`graphs`), reductions of
 ragged groups (`segments`), tables of spherical harmonics (`sphere`), decompositions with safe gradients (`linalg`),
-matchings (`assignment`), mixed precision (`precision`), and a sentinel that finds faulty XLA builds (`backend`).
+matchings (`assignment`), images under shifts and rotations (`images`), mixed precision (`precision`), and a sentinel
+that finds faulty XLA builds (`backend`).
 
 Example:
   >>> import jax
@@ -22,6 +23,7 @@ from equivariant_jax.core import (
     checks,
     graphs,
     groups,
+    images,
     linalg,
     precision,
     representations,
@@ -52,6 +54,7 @@ __all__ = [
     "equivariance_error",
     "graphs",
     "groups",
+    "images",
     "linalg",
     "precision",
     "representations",

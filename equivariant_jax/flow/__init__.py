@@ -19,6 +19,12 @@ has a bank for each velocity that its own flow carries along.
     (2, 10, 9, 16, 16, 8)
 """
 
+from equivariant_jax.flow.classifier import (
+    SequenceClassifier,
+    SequenceClassifierConfig,
+    sequence_classifier_apply,
+    sequence_classifier_init,
+)
 from equivariant_jax.flow.generators import (
     apply_flow,
     fractional_shift,
@@ -55,12 +61,16 @@ from equivariant_jax.flow.recurrent import (
     lab_frame,
     mixing_offsets,
 )
+from equivariant_jax.flow.world_model import WorldState, world_model_read, world_model_scan, world_model_state
 
 __all__ = [
     "FlowScanOutput",
     "FlowState",
     "NextFrame",
     "NextFrameConfig",
+    "SequenceClassifier",
+    "SequenceClassifierConfig",
+    "WorldState",
     "apply_flow",
     "cyclic_kernel",
     "cyclic_kernel_init",
@@ -80,9 +90,14 @@ __all__ = [
     "next_frame_init",
     "rotation_flow",
     "rotation_velocities",
+    "sequence_classifier_apply",
+    "sequence_classifier_init",
     "steerable_basis",
     "torus_shift",
     "trivial_lift",
     "velocity_array",
     "velocity_grid",
+    "world_model_read",
+    "world_model_scan",
+    "world_model_state",
 ]

@@ -1,5 +1,6 @@
 """Symmetry-blind building blocks: what networks of every room are made of, with no group in sight.
 
+- `convolution`: convolutions of images, circular or padded with zeros; `normalisation`: batch normalisation.
 - `mlp`: multi-layer perceptrons (`mlp_init`, `mlp_apply`, the Linen module `MLP`) with variance-keeping SiLU.
 
     >>> import jax, jax.numpy as jnp
@@ -8,6 +9,17 @@
     (4, 2)
 """
 
+from equivariant_jax.nn.convolution import convolution, convolution_init
 from equivariant_jax.nn.mlp import MLP, mlp_apply, mlp_init, unit_silu
+from equivariant_jax.nn.normalisation import batch_norm, batch_norm_init
 
-__all__ = ["MLP", "mlp_apply", "mlp_init", "unit_silu"]
+__all__ = [
+    "MLP",
+    "batch_norm",
+    "batch_norm_init",
+    "convolution",
+    "convolution_init",
+    "mlp_apply",
+    "mlp_init",
+    "unit_silu",
+]
