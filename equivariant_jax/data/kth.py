@@ -284,12 +284,10 @@ def kth_actions(
     files = [(path.name, path.stat().st_size) for path in videos.values()]
     settings = [_CACHE_FORMAT, split, clip_length, stride, size, sequences, files]
     digest = hashlib.sha256(json.dumps(settings, default=int).encode("ascii")).hexdigest()
-    cached = None
-    if cache is not None:
-        cached = Path(cache, f"kth-{split}-{clip_length}-by-{stride}-{size[0]}x{size[1]}.npz")
-        arrays = _read_cache(cached, digest)
-        if arrays is not None:
-            return ArraySource(arrays)
+    file = f"kth-{split}-{clip_length}-by-{stride}-{size[0]}x{size[1]}.npz"
+    arrays = None if cache is None else _read_cache(Path(cache, file), digest)
+    if arrays is not None:
+        return ArraySource(arrays)
     clips, labels, persons = [], [], []
     for name, path in videos.items():
         starts = _clip_starts(name, sequences[name], clip_length * stride)
@@ -308,8 +306,8 @@ def kth_actions(
     if not clips:
         raise ValueError(f"{listing}: no sequence of the {split} split has the {clip_length * stride} frames of a clip")
     arrays = {"frames": np.stack(clips), "label": np.array(labels, np.int32), "person": np.array(persons, np.int32)}
-    if cached is not None:
-        _write_cache(cached, digest, arrays)
+    if cache is not None:
+        _write_cache(Path(cache, file), digest, arrays)
     return ArraySource(arrays)
 
 
@@ -334,12 +332,8 @@ def _find_videos(folder: Path, sequences: Mapping[str, Sequences]) -> dict[str, 
 
 def _clip_starts(name: str, sequences: Sequences, span: int) -> list[int]:
     """First frames of the clips, counted from 0."""
-    end = _LAST_FRAMES.get(name)
-    starts: list[int] = []
-    for first, last in sequences:
-        stop = last if end is None else min(last, end)
-        starts += range(first - 1, stop - span + 1, span)
-    return starts
+    end = _LAST_FRAMES.get(name, np.inf)
+    return [start for first, last in sequences for start in range(first - 1, int(min(last, end)) - span + 1, span)]
 
 
 def _read_cache(path: Path, digest: str) -> dict[str, np.ndarray] | None:

@@ -4,8 +4,8 @@ r"""Labels sequences whose contents move: flow-equivariant network, its ordinary
 
 `N` is a stack of convolutions, each with batch normalisation and ReLU; the recurrence has the activation tanh. With
 circular boundaries and velocities that contain the motion's, the logits do not depend on where the contents start and
-how fast they drift (closed lists: exactly). The official input network pads with zeros, which breaks this at the border, and which
-`boundary="zero"` gives.
+how fast they drift (closed lists: exactly). The official input network pads with zeros (`boundary="zero"`): that breaks
+this at the border.
 
 Models (`kind`):
 - "flow": banks for all velocities; with the single velocity zero the ordinary network (G-RNN);
