@@ -64,6 +64,7 @@ class Config:
         parameters) or "pair" (ridge regression).
       convolution: products over neighbours, "gaunt" or "cg" (Clebsch-Gordan).
       contraction: many-body products, "gaunt" or "cg".
+      contraction_terms: with "gaunt", products whose factors have weights per degree; 0 for powers of one field.
       r_max: cut-off in angstrom.
       lmax: largest degree of edges and neighbourhoods.
       hidden_lmax: largest degree that atoms pass on.
@@ -96,6 +97,7 @@ class Config:
     model: Literal["gaunt", "invariant", "pair"] = "gaunt"
     convolution: Literal["gaunt", "cg"] = "gaunt"
     contraction: Literal["gaunt", "cg"] = "gaunt"
+    contraction_terms: int = 0
     r_max: float = 4.0
     lmax: int = 3
     hidden_lmax: int = 1
@@ -166,6 +168,7 @@ def potential_config(config: Config, data: MolecularSet) -> PotentialConfig:
         reference_energies=data.reference_energies,
         convolution=config.convolution,
         contraction=config.contraction,
+        contraction_terms=config.contraction_terms,
     )
     if config.model != "invariant":
         return equivariant

@@ -201,15 +201,21 @@ def test_faults_of_videos_are_named(tmp_path):
     write_video(path, range(1, 51), codec="mpeg4", pixels="yuv420p")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(0.6 * len(whole))])
-    with pytest.raises(ValueError, match=r"video.avi: frame [23]\d: ") as caught:
+    with pytest.raises(
+        ValueError, match=rf"^{path}: size: the file has \d+ bytes and announces {len(whole)}; it is cut"
+    ):
         read_video(path)
-    assert str(caught.value).startswith(str(path))
     assert len(read_video(path, num_frames=10)) == 10
     for content in (b"", b"no video at all" * 50, whole[:3000]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"video.avi: frame 1: "):
-            read_video(path)
-    path.write_bytes(whole)
+            read_video(path, num_frames=5)
+    write_video(path, range(1, 51), codec="rawvideo", pixels="gray")
+    path.write_bytes(path.read_bytes()[: 30 * 160 * 120])
+    with pytest.raises(ValueError, match=rf"^{path}: frame 30: "):
+        read_video(path, num_frames=50)
+    assert len(read_video(path, num_frames=29)) == 29
+    write_video(path, range(1, 3), codec="rawvideo", pixels="gray")
     with pytest.raises(ValueError, match=r"video.avi: frame 1: resize_area got images uint8 \(120, 160\)"):
         read_video(path, size=(200, 200))
     with pytest.raises(ValueError, match="size: got"):
@@ -222,7 +228,7 @@ def test_faults_of_videos_are_named(tmp_path):
 
 def test_a_missing_decoder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingDataError, match=r"PyAV.* pip install av"):
+    with pytest.raises(MissingDataError, match=r"PyAV, is not there. Fetch it from PyPI \(pip install av"):
         read_video(tmp_path / "video.avi")
 
 
@@ -448,79 +454,86 @@ def flow(frames, velocities):
 GRID = np.array([(vx, vy) for vx in range(-2, 3) for vy in range(-2, 3)])
 
 
-def random_clips(batch=6, length=5, height=7, width=9):
-    return np.random.default_rng(0).integers(0, 256, (batch, length, height, width, 1), np.uint8)
+COMPILED = jax.jit(moving_clips, static_argnames="flip")
+
+
+def random_clips():
+    return np.random.default_rng(0).integers(0, 256, (40, 5, 7, 9, 1), np.uint8)
+
+
+def levels(moved):
+    """Grey levels of frames in [0, 1], each within two roundings (the division, or a product with 1 / 255)."""
+    found = np.rint(255 * np.asarray(moved)).astype(np.uint8)
+    np.testing.assert_allclose(moved, found / np.float32(255), rtol=2 * np.finfo(np.float32).eps)
+    return found
 
 
 def test_clips_move_by_the_velocities_returned(key):
     frames = random_clips()
-    moved, velocities = moving_clips(key, frames, GRID)
+    moved, velocities = COMPILED(key, frames, GRID)
     assert (moved.shape, moved.dtype) == (frames.shape, jnp.float32)
-    assert (velocities.shape, velocities.dtype) == ((6, 2), jnp.float32)
-    assert len(np.unique(np.asarray(velocities), axis=0)) > 1
-    np.testing.assert_array_equal(moved, flow(frames, velocities).astype(np.float32) / np.float32(255))
+    assert (velocities.shape, velocities.dtype) == ((40, 2), jnp.float32)
+    assert len(np.unique(np.asarray(velocities), axis=0)) > 10
+    np.testing.assert_array_equal(levels(moved), flow(frames, velocities))
 
 
 @pytest.mark.parametrize("extra", [(1, 0), (0, -1), (3, 5), (-40, 11)])
 def test_a_flow_upon_a_clip_adds_its_velocity(key, extra):
     frames = random_clips()
-    moved_before, velocities = moving_clips(key, flow(frames, [extra] * 6), GRID)
-    faster, faster_velocities = moving_clips(key, frames, GRID + np.array(extra))
+    moved_before, velocities = COMPILED(key, flow(frames, [extra] * 40), GRID)
+    faster, faster_velocities = COMPILED(key, frames, GRID + np.array(extra))
     np.testing.assert_array_equal(moved_before, faster)
-    np.testing.assert_array_equal(velocities + np.array(extra, np.float32), faster_velocities)
-    assert not np.array_equal(moved_before, moving_clips(key, frames, GRID)[0])
+    np.testing.assert_array_equal(np.asarray(velocities) + np.array(extra), faster_velocities)
+    assert not np.array_equal(moved_before, COMPILED(key, frames, GRID)[0])
 
 
 def test_a_shift_of_a_clip_shifts_the_moving_clip(key):
     frames = random_clips()
-    moved, _ = moving_clips(key, frames, GRID, flip=False)
-    shifted, _ = moving_clips(key, np.roll(frames, (2, 3), axis=(2, 3)), GRID)
-    np.testing.assert_array_equal(shifted, np.roll(moved, (2, 3), axis=(2, 3)))
+    shifted, _ = COMPILED(key, np.roll(frames, (2, 3), axis=(2, 3)), GRID)
+    np.testing.assert_array_equal(shifted, np.roll(COMPILED(key, frames, GRID)[0], (2, 3), axis=(2, 3)))
 
 
 def test_flips_are_one_coin_a_clip_and_come_before_the_motion(key):
-    frames = random_clips(batch=40)
-    plain, velocities = moving_clips(key, frames, GRID)
-    moved, same = moving_clips(key, frames, GRID, flip=True)
-    np.testing.assert_array_equal(velocities, same)
-    mirrored = flow(frames[..., ::-1, :], velocities).astype(np.float32) / np.float32(255)
+    frames = random_clips()
+    moved, velocities = COMPILED(key, frames, GRID, flip=True)
+    np.testing.assert_array_equal(velocities, COMPILED(key, frames, GRID)[1])
+    moved, plain, mirrored = levels(moved), flow(frames, velocities), flow(frames[..., ::-1, :], velocities)
     flipped = [np.array_equal(moved[b], mirrored[b]) for b in range(40)]
     kept = [np.array_equal(moved[b], plain[b]) for b in range(40)]
     assert [a != b for a, b in zip(flipped, kept, strict=True)] == [True] * 40
     assert 10 < sum(flipped) < 30  # 20 expected, standard deviation 3.2
-    # A flip after the motion would turn the horizontal velocity around.
-    turned = flow(frames, velocities * np.array([-1, 1], np.float32))[..., ::-1, :] / np.float32(255)
-    np.testing.assert_array_equal(mirrored, turned.astype(np.float32))
+    # The published order, flipping what has moved, is this one with the horizontal velocity turned around.
+    turned = flow(frames, np.asarray(velocities) * np.array([-1, 1]))[..., ::-1, :]
+    np.testing.assert_array_equal(mirrored, turned)
 
 
 def test_velocities_are_uniform_and_depend_on_the_key(key):
     frames = np.zeros((2500, 1, 1, 1, 1), np.uint8)
-    _, velocities = moving_clips(key, frames, GRID)
+    _, velocities = COMPILED(key, frames, GRID)
     _, counts = np.unique(np.asarray(velocities), axis=0, return_counts=True)
     assert len(counts) == 25
     # Chi-square with 24 degrees of freedom: 51 is exceeded once in a thousand.
     assert ((counts - 100) ** 2 / 100).sum() < 51
-    assert not np.array_equal(velocities, moving_clips(jax.random.key(1), frames, GRID)[1])
-    np.testing.assert_array_equal(velocities, moving_clips(key, frames, GRID)[1])
+    assert not np.array_equal(velocities, COMPILED(jax.random.key(1), frames, GRID)[1])
+    np.testing.assert_array_equal(velocities, COMPILED(key, frames, GRID)[1])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_floating_frames_are_taken_as_they_are(key, dtype):
     frames = (jnp.asarray(random_clips(), jnp.float32) / 256).astype(dtype)
-    moved, velocities = moving_clips(key, frames, tuple(map(tuple, GRID.astype(float).tolist())))
+    moved, velocities = COMPILED(key, frames, tuple(map(tuple, GRID.astype(float).tolist())))
     assert moved.dtype == jnp.float32
     np.testing.assert_array_equal(moved, flow(np.asarray(frames.astype(jnp.float32)), velocities))
 
 
-def test_compiled_is_eager(key):
+def test_compiled_is_eager_and_traced_once(key):
     frames = random_clips()
-    moved, velocities = moving_clips(key, frames, GRID, flip=True)
-    compiled = jax.jit(moving_clips, static_argnames="flip")
-    again, same = compiled(key, frames, GRID, flip=True)
+    eager, velocities = moving_clips(key, frames, GRID, flip=True)
+    compiled = jax.jit(lambda key, frames, velocities: moving_clips(key, frames, velocities, flip=True))
+    moved, same = compiled(key, frames, GRID)
     np.testing.assert_array_equal(velocities, same)
-    # Division by 255 may become a product with its inverse: two roundings.
-    np.testing.assert_allclose(moved, again, rtol=2 * np.finfo(np.float32).eps)
-    compiled(key, frames[:, :, ::-1], GRID - 1, flip=True)
+    np.testing.assert_array_equal(levels(eager), levels(moved))
+    compiled(key, frames[:, :, ::-1], GRID - 1)
     assert compiled._cache_size() == 1
 
 
