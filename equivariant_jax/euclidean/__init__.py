@@ -9,6 +9,7 @@ relabelling of atoms.
 - `gaunt`, `bracket`, `many_body`: products of functions on the sphere, the Poisson bracket for the paths they lack, and
   powers; `modules` (Linen) and `irreps_array` (e3nn-jax) around them. `fourier`, `fused`, `gaunt_coefficients` are
   further routes to the same numbers, `method_choice` chooses among them.
+- `gaunt_contraction`: many-body products on the sphere with a weight for every path.
 - `coupling`, `symmetric_contraction`: Clebsch-Gordan products, path by path, to compare with.
 - `radial`, `neighbours`, `edge_frames`, `convolution`: radial functions, neighbour tables, frames along edges,
   convolutions over neighbours.
@@ -41,6 +42,7 @@ from equivariant_jax.euclidean.equiformer import (
 )
 from equivariant_jax.euclidean.gaunt import gaunt_tensor_product
 from equivariant_jax.euclidean.gaunt_coefficients import gaunt_table
+from equivariant_jax.euclidean.gaunt_contraction import gaunt_contraction, gaunt_paths
 from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.interatomic import (
     InteratomicPotential,
@@ -114,8 +116,10 @@ __all__ = [
     "fit_pair_potential",
     "from_irreps_array",
     "from_sphere_grid",
+    "gaunt_contraction",
     "gaunt_convolution",
     "gaunt_convolution_slots",
+    "gaunt_paths",
     "gaunt_polynomial",
     "gaunt_power",
     "gaunt_table",

@@ -38,6 +38,7 @@ from equivariant_jax.core.segments import segment_sum
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
 from equivariant_jax.euclidean.convolution import gaunt_convolution_slots
 from equivariant_jax.euclidean.coupling import cg_convolution_slots, coupling_paths
+from equivariant_jax.euclidean.gaunt_contraction import gaunt_contraction, gaunt_paths
 from equivariant_jax.euclidean.harmonics import spherical_harmonics
 from equivariant_jax.euclidean.irreps import degree_linear, expand_degrees
 from equivariant_jax.euclidean.many_body import gaunt_polynomial
@@ -80,9 +81,8 @@ class PotentialConfig:
       energy_shift: mean interaction energy per atom in eV.
       reference_energies: energy of an isolated atom of each species in eV, or empty for zero.
       convolution: products over neighbours, "gaunt" (radial functions per degree) or "cg" (per Clebsch-Gordan path).
-      contraction: many-body products, "gaunt" (powers on the sphere) or "cg" (MACE's symmetric contraction).
-      contraction_terms: with "gaunt", sums of so many products whose factors have weights per degree; 0 for powers of
-        one field.
+      contraction: many-body products, "gaunt" (powers on the sphere, a weight for each order), "gaunt_paths" (products
+        on the sphere, a weight for each set of degrees) or "cg" (MACE's symmetric contraction).
     """
 
     species: tuple[int, ...]
@@ -102,8 +102,7 @@ class PotentialConfig:
     energy_shift: float = 0.0
     reference_energies: tuple[float, ...] = ()
     convolution: Literal["gaunt", "cg"] = "gaunt"
-    contraction: Literal["gaunt", "cg"] = "gaunt"
-    contraction_terms: int = 0
+    contraction: Literal["gaunt", "gaunt_paths", "cg"] = "gaunt"
 
     def __post_init__(self):
         if not self.species or len(set(self.species)) != len(self.species):
@@ -116,12 +115,10 @@ class PotentialConfig:
             raise ValueError(
                 f"reference_energies has {len(self.reference_energies)} entries for {len(self.species)} species."
             )
-        if self.contraction_terms < 0 or (self.contraction_terms and self.contraction == "cg"):
-            raise ValueError(f'contraction_terms: got {self.contraction_terms}, expected 0, or more with "gaunt".')
-        if not {self.convolution, self.contraction} <= {"gaunt", "cg"}:
+        if self.convolution not in ("gaunt", "cg") or self.contraction not in ("gaunt", "gaunt_paths", "cg"):
             raise ValueError(
-                f'convolution and contraction must be "gaunt" or "cg", got {self.convolution!r} and '
-                f"{self.contraction!r}."
+                'convolution must be "gaunt" or "cg", contraction "gaunt", "gaunt_paths" or "cg", got '
+                f"{self.convolution!r} and {self.contraction!r}."
             )
 
 
@@ -163,11 +160,13 @@ def _product_scales(config: PotentialConfig, layer: int) -> np.ndarray:
     # Standard deviation of the weights of each power [correlation, lmax_out + 1] or path [paths]: all orders alike.
     shape = (config.correlation, _lmax_out(config, layer) + 1)
     if config.contraction == "gaunt":
-        terms = config.contraction_terms
-        shape = (terms, *shape) if terms else shape
-        return np.full(shape, (max(terms, 1) * config.correlation) ** -0.5)
-    counts = np.ravel(contraction_paths(config.lmax, _lmax_out(config, layer), config.correlation))
-    return np.repeat((config.correlation * counts) ** -0.5, counts)
+        return np.full(shape, config.correlation**-0.5)
+    if config.contraction == "gaunt_paths":
+        listed = gaunt_paths(config.lmax, _lmax_out(config, layer), config.correlation)
+        counts = np.array([len(paths) for by_order in listed for paths in by_order])
+    else:
+        counts = np.ravel(contraction_paths(config.lmax, _lmax_out(config, layer), config.correlation))
+    return np.repeat((config.correlation * np.maximum(counts, 1)) ** -0.5, counts)
 
 
 def potential_init(key: PRNGKey, config: PotentialConfig, *, dtype=jnp.float32) -> PyTree:
@@ -216,10 +215,6 @@ def potential_init(key: PRNGKey, config: PotentialConfig, *, dtype=jnp.float32) 
             if layer < config.layers - 1
             else mlp_init(k_readout, (channels, config.readout_hidden, 1), dtype=dtype),
         }
-        if config.contraction_terms:
-            shape = (num_species, config.contraction_terms, config.correlation, config.lmax + 1, channels)
-            # Around the powers of one field, far enough from them for the terms to part.
-            entry["factors"] = 1 + normal(jax.random.fold_in(k_product, 1), shape, 0.5)
         if layer > 0:
             entry["skip"] = normal(k_skip, (min(l_in, l_out) + 1, channels, channels), kernel)
             entry["skip_scale"] = jnp.ones((num_species, min(l_in, l_out) + 1, channels), dtype)
@@ -268,8 +263,9 @@ def _many_body(entry, gathered, species, config: PotentialConfig, layer: int, pr
     weights, l_out = entry["product"][species], _lmax_out(config, layer)
     if config.contraction == "cg":
         return symmetric_contraction(gathered, weights, lmax_out=l_out, order=config.correlation, precision=precision)
-    factors = entry["factors"][species] if "factors" in entry else None
-    return gaunt_polynomial(gathered, weights, factors=factors, lmax_out=l_out, precision=precision)
+    if config.contraction == "gaunt_paths":
+        return gaunt_contraction(gathered, weights, lmax_out=l_out, order=config.correlation, precision=precision)
+    return gaunt_polynomial(gathered, weights, lmax_out=l_out, precision=precision)
 
 
 def _layer(entry, x, species, around: _Neighbourhood, config: PotentialConfig, layer: int, precision) -> Array:

@@ -65,7 +65,6 @@ def gaunt_polynomial(
     x: Array,
     weights: Array,
     *,
-    factors: Array | None = None,
     lmax_out: int,
     kind: QuadratureKind = "lebedev",
     precision=lax.Precision.HIGHEST,
@@ -76,15 +75,10 @@ def gaunt_polynomial(
     The constant `c = sqrt(4 pi) / (lmax + 1)` gives the field of unit-variance coefficients unit variance, so that the
     terms stay of one size for every order and degree.
 
-    With `factors` the power `f^nu` becomes `sum_t f_t1 f_t2 .. f_tnu`, where `f_tk` is the field of `x` with each
-    degree multiplied by a weight of its own: as the paper weights its products, and with several terms t as near to all
-    Clebsch-Gordan paths of even parity as one likes. It costs `terms * order` transforms.
-
     Args:
       x: coefficients, shape `[..., (lmax + 1)**2, channels]`, float.
       weights: shape `[..., order, lmax_out + 1, channels]`, leading axes those of `x` (or broadcasting), dtype of `x`;
-        `order` is read from the shape. With `factors`: `[..., terms, order, lmax_out + 1, channels]`.
-      factors: None, or weights of each factor's degrees, shape `[..., terms, order, lmax + 1, channels]`, dtype of `x`.
+        `order` is read from the shape.
       lmax_out: static; largest degree of the result, at most `lmax`.
       kind: static; quadrature rule.
       precision: static; precision of the matrix products.
@@ -102,8 +96,6 @@ def gaunt_polynomial(
     References:
       Batatia et al. 2022, arXiv:2206.07697, eq. 10 (with Clebsch-Gordan products); arXiv:2401.10216, section 3.3.
     """
-    if factors is not None:
-        return _with_factors(x, weights, factors, lmax_out, kind, precision)
     if (
         weights.ndim != x.ndim + 1
         or weights.shape[-1] != x.shape[-1]
@@ -129,33 +121,3 @@ def gaunt_polynomial(
             projected = from_sphere_grid(power, lmax_out, degree, axis=0, kind=kind, precision=precision)
             result = result + factors[nu] * (projected * np.asarray(1 / scale, x.dtype))
     return jnp.moveaxis(result, 0, -2)
-
-
-def _with_factors(x: Array, weights: Array, factors: Array, lmax_out: int, kind: QuadratureKind, precision) -> Array:
-    lmax, order, channels = lmax_of(x.shape[-2]), factors.shape[-3], x.shape[-1]
-    shape = (factors.shape[-4], order)
-    if (
-        weights.ndim != x.ndim + 2
-        or factors.ndim != x.ndim + 2
-        or factors.shape[-4:] != (*shape, lmax + 1, channels)
-        or weights.shape[-4:] != (*shape, lmax_out + 1, channels)
-        or lmax_out > lmax
-    ):
-        raise ValueError(
-            f"gaunt_polynomial got x {x.shape}, weights {weights.shape}, factors {factors.shape}, lmax_out={lmax_out}; "
-            "expected x `[..., (lmax + 1)**2, channels]`, factors `[..., terms, order, lmax + 1, channels]`, weights "
-            "`[..., terms, order, lmax_out + 1, channels]` and lmax_out <= lmax."
-        )
-    degree, scale = order * lmax + lmax_out, np.sqrt(4 * np.pi) / (lmax + 1)
-    # Coefficients first, then factor; terms stay beside the channels: [k, order, ..., terms, channels].
-    by_degree = expand_degrees(jnp.moveaxis(factors, (-2, -3), (0, 1)), axis=0)
-    inputs = jnp.moveaxis(x, -2, 0)[:, None, ..., None, :] * by_degree * np.asarray(scale, x.dtype)
-    fields = to_sphere_grid(inputs, degree, axis=0, kind=kind, precision=precision) if order > 1 else inputs
-    outputs = expand_degrees(jnp.moveaxis(weights, (-2, -3), (0, 1)), axis=0)
-    result = jnp.sum(outputs[:, 0] * inputs[: (lmax_out + 1) ** 2, 0], axis=-2)
-    power = fields[:, 0]
-    for nu in range(1, order):
-        power = power * fields[:, nu]
-        projected = from_sphere_grid(power, lmax_out, degree, axis=0, kind=kind, precision=precision)
-        result = result + jnp.sum(outputs[:, nu] * projected, axis=-2)
-    return jnp.moveaxis(result * np.asarray(1 / scale, x.dtype), 0, -2)

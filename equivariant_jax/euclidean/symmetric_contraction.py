@@ -26,7 +26,7 @@ from equivariant_jax.core.typing import Array
 from equivariant_jax.euclidean.coupling import clebsch_gordan
 from equivariant_jax.euclidean.irreps import degree_slices, lmax_of, num_coefficients
 
-__all__ = ["contraction_paths", "symmetric_basis", "symmetric_contraction"]
+__all__ = ["contraction_paths", "contraction_variance", "symmetric_basis", "symmetric_contraction"]
 
 
 def _chains(degrees: tuple[int, ...], degree: int) -> list[np.ndarray]:
@@ -106,16 +106,29 @@ def symmetric_basis(lmax: int, order: int, degree: int) -> np.ndarray:
 
 @functools.cache
 def _scaled_basis(lmax: int, order: int, degree: int) -> np.ndarray:
-    # Each path has unit variance for independent standard normal inputs (Wick's theorem over traces of the tensor).
+    # Each path has unit variance for independent standard normal inputs.
     table = symmetric_basis(lmax, order, degree)
-    variance, trace = 0.0, table
+    return table / np.sqrt(contraction_variance(table, order))
+
+
+def contraction_variance(table: np.ndarray, order: int) -> np.ndarray:
+    """Variance (about zero) of contractions of equal standard normal inputs, by Wick's theorem over traces.
+
+    Args:
+      table: symmetric in its first `order` axes, shape `[k, ... (order times), m, paths]`, float64.
+      order: number of inputs.
+
+    Returns:
+      Mean over `m` of each path's second moment, shape `[paths]`.
+    """
+    variance, trace = np.zeros(table.shape[-1]), table
     for pairs in range(order // 2 + 1):
         free = order - 2 * pairs
         ways = math.factorial(order) / (math.factorial(free) * 2**pairs * math.factorial(pairs))
         variance = variance + ways**2 * math.factorial(free) * np.sum(trace**2, axis=tuple(range(trace.ndim - 1)))
         if free >= 2:
             trace = np.trace(trace, axis1=0, axis2=1)
-    return table / np.sqrt(variance / (2 * degree + 1))
+    return variance / table.shape[-2]
 
 
 def contraction_paths(lmax: int, lmax_out: int, order: int) -> tuple[tuple[int, ...], ...]:

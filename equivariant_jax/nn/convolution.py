@@ -1,14 +1,21 @@
 """Convolutions of images, channels last, as pure functions: stride one, the image kept in size.
 
 Boundaries are "circular" (the image is a torus, and cyclic shifts commute with the convolution exactly) or "zero".
+
+The convolution is a bilinear primitive of its own, and its derivative by the kernel another: XLA's CPU back end runs the
+transposed convolutions that automatic differentiation makes inside a loop up to 150 times slower than these (16 images
+of 28 x 28, 128 channels: 78 s against 0.5 s), and compiles them for minutes. All derivatives of both are again these two.
 """
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from equivariant_jax.core.typing import Array, PRNGKey
 
@@ -75,14 +82,133 @@ def convolution(x: Array, kernel: Array, *, boundary: Boundary = "circular", pre
         raise ValueError(f"x: got shape {x.shape}, expected [..., height, width, {kernel.shape[2]}] for this kernel.")
     if boundary not in ("circular", "zero"):
         raise ValueError(f'boundary: got {boundary!r}, expected "circular" or "zero".')
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"x is {x.dtype}, the kernel {kernel.dtype}; cast one of them.")
     radius = kernel.shape[0] // 2
     if boundary == "circular" and radius > min(x.shape[-3:-1]):
         raise ValueError(f"kernel: got size {kernel.shape[0]}, too large for a torus of {x.shape[-3:-1]} pixels.")
-    images = x.reshape(-1, *x.shape[-3:])
-    if boundary == "circular" and radius > 0:
-        images = jnp.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="wrap")
-    padding = "VALID" if boundary == "circular" else "SAME"
-    out = lax.conv_general_dilated(
-        images, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
-    )
+    images, kernel = _vary_alike(x.reshape(-1, *x.shape[-3:]), kernel)
+    out = _convolve_p.bind(images, kernel, boundary=boundary, precision=precision)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _padded(x: Array, radius: int, boundary: Boundary) -> Array:
+    if radius == 0:
+        return x
+    width = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+    return jnp.pad(x, width, mode="wrap") if boundary == "circular" else jnp.pad(x, width)
+
+
+def _convolve(x: Array, kernel: Array, *, boundary: Boundary, precision: Any) -> Array:
+    return lax.conv_general_dilated(
+        _padded(x, kernel.shape[0] // 2, boundary), kernel, (1, 1), "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision,
+    )  # fmt: skip
+
+
+def _correlate(x: Array, y: Array, *, size: int, boundary: Boundary, precision: Any) -> Array:
+    """The kernel's derivative, `sum_nhw x[n, h + i - r, w + j - r] y[n, h, w]`, one matrix product for each (i, j)."""
+    padded, (height, width) = _padded(x, size // 2, boundary), x.shape[1:3]
+    rows = y.reshape(-1, y.shape[-1])
+    accumulated = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+    def product(i: int, j: int) -> Array:
+        moved = padded[:, i : i + height, j : j + width].reshape(-1, x.shape[-1])
+        dimensions = (((0,), (0,)), ((), ()))
+        found = lax.dot_general(moved, rows, dimensions, precision=precision, preferred_element_type=accumulated)
+        return found.astype(x.dtype)
+
+    return jnp.stack([jnp.stack([product(i, j) for j in range(size)]) for i in range(size)])
+
+
+def _correlate_by_convolution(x: Array, y: Array, *, size: int, boundary: Boundary, precision: Any) -> Array:
+    shape = jax.ShapeDtypeStruct((size, size, x.shape[-1], y.shape[-1]), x.dtype)
+    convolve = functools.partial(_convolve, x, boundary=boundary, precision=precision)
+    return jax.linear_transpose(convolve, shape)(y)[0]
+
+
+def _varying(x: Array) -> frozenset:
+    return getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", frozenset())
+
+
+def _vary_alike(x: Array, y: Array) -> tuple[Array, Array]:
+    """Under shard_map both operands must vary over the same mesh axes; this also sums the kernel's cotangents."""
+    both = _varying(x) | _varying(y)
+    return tuple(
+        lax.pcast(v, tuple(sorted(both - _varying(v))), to="varying") if both - _varying(v) else v for v in (x, y)
+    )  # type: ignore[return-value]
+
+
+_convolve_p = Primitive("image_convolution")
+_correlate_p = Primitive("image_convolution_by_kernel")
+
+
+@_convolve_p.def_abstract_eval
+def _convolve_shape(x, kernel, *, boundary, precision):
+    del boundary, precision
+    return x.update(shape=(*x.shape[:-1], kernel.shape[-1]))
+
+
+@_correlate_p.def_abstract_eval
+def _correlate_shape(x, y, *, size, boundary, precision):
+    del boundary, precision
+    return x.update(shape=(size, size, x.shape[-1], y.shape[-1]))
+
+
+@_convolve_p.def_impl
+def _convolve_now(x, kernel, **static):
+    return jax.jit(_convolve, static_argnames=("boundary", "precision"))(x, kernel, **static)
+
+
+@_correlate_p.def_impl
+def _correlate_now(x, y, **static):
+    one = _correlate if jax.default_backend() == "cpu" else _correlate_by_convolution
+    return jax.jit(one, static_argnames=("size", "boundary", "precision"))(x, y, **static)
+
+
+mlir.register_lowering(_convolve_p, mlir.lower_fun(_convolve, multiple_results=False))
+mlir.register_lowering(_correlate_p, mlir.lower_fun(_correlate_by_convolution, multiple_results=False))
+mlir.register_lowering(_correlate_p, mlir.lower_fun(_correlate, multiple_results=False), platform="cpu")
+
+
+def _turned(kernel: Array) -> Array:
+    """The kernel of the transposed map; on odd sizes both boundaries stay what they are."""
+    return jnp.swapaxes(kernel[::-1, ::-1], -1, -2)
+
+
+def _convolve_x_cotangent(ct, x, kernel, *, boundary, precision):
+    return _convolve_p.bind(ct, _turned(kernel), boundary=boundary, precision=precision)
+
+
+def _convolve_kernel_cotangent(ct, x, kernel, *, boundary, precision):
+    size = kernel.aval.shape[0]
+    return _correlate_p.bind(x, ct, size=size, boundary=boundary, precision=precision)
+
+
+def _correlate_x_cotangent(ct, x, y, *, size, boundary, precision):
+    return _convolve_p.bind(y, _turned(ct), boundary=boundary, precision=precision)
+
+
+def _correlate_y_cotangent(ct, x, y, *, size, boundary, precision):
+    return _convolve_p.bind(x, ct, boundary=boundary, precision=precision)
+
+
+ad.defbilinear(_convolve_p, _convolve_x_cotangent, _convolve_kernel_cotangent)
+ad.defbilinear(_correlate_p, _correlate_x_cotangent, _correlate_y_cotangent)
+
+
+def _batch_convolve(operands, axes, **static):
+    x, kernel = operands
+    if axes[1] is not batching.not_mapped:  # a kernel for each
+        return jax.vmap(functools.partial(_convolve, **static), in_axes=axes)(x, kernel), 0
+    x = jnp.moveaxis(x, axes[0], 0)
+    out = _convolve_p.bind(x.reshape(-1, *x.shape[2:]), kernel, **static)
+    return out.reshape(*x.shape[:2], *out.shape[1:]), 0
+
+
+def _batch_correlate(operands, axes, **static):
+    return jax.vmap(functools.partial(_correlate, **static), in_axes=axes)(*operands), 0
+
+
+batching.primitive_batchers[_convolve_p] = _batch_convolve
+batching.primitive_batchers[_correlate_p] = _batch_correlate

@@ -73,7 +73,7 @@ def _product_claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> l
         found.append({**claim, "holds": bool(value <= bar)})
 
     theirs = metrics.get("mace_cg", {})
-    for variant in ("gaunt", "mace_gaunt"):
+    for variant in ("gaunt", "mace_gaunt", "mace_gaunt_paths"):
         ours = metrics.get(variant, {})
         for split in ("test_300K", "test_600K"):
             names = [f"{split}/forces_{kind}_meV_A" for kind in ("mae", "rmse")]

@@ -3,14 +3,15 @@ r"""Trains an equivariant interatomic potential on molecules: `euclidean.molecul
 The network is `equivariant_jax.euclidean.interatomic` (MACE's architecture with Gaunt products on a quadrature grid).
 Beside it, with the same code, data, steps and learning-rate schedule: the same network with `lmax = 0` and at least as
 many parameters (`invariant`), a linear pair potential by ridge regression (`pair`), and the same network with
-Clebsch-Gordan products over neighbours (`mace_gaunt`, the paper's MACE-Gaunt) or throughout (`mace_cg`, MACE's own).
+Clebsch-Gordan products over neighbours (`mace_gaunt`, the paper's MACE-Gaunt, with one weight for all paths of an order;
+`mace_gaunt_paths`, with a weight for each path) or throughout (`mace_cg`, MACE's own).
 
 Published numbers for acetylacetone (`--dataset acac`; train on 300 K, RMSE of energy in meV and of forces in
 meV/angstrom, 300 K | 600 K): MACE 0.9, 5.1 | 4.6, 22.4; NequIP 0.81, 5.90 | 6.04, 27.8; BOTNet 0.89, 6.3 | 6.2, 29.8
 (Batatia et al. 2022, arXiv:2206.07697, AcAc table, quoted from memory and not re-read here).
 
 Commands: `python -m experiments euclidean.molecules cpu --seeds 0 1 2`; Gaunt against Clebsch-Gordan products:
-`python -m experiments euclidean.molecules acac_cg --seeds 0 1 2 --variants gaunt mace_gaunt mace_cg`. Numbers reached,
+`python -m experiments euclidean.molecules acac_cg --seeds 0 1 2 --variants gaunt mace_gaunt mace_gaunt_paths mace_cg`. Numbers reached,
 hardware and time stand in `experiments/results`, written by the run.
 """
 
@@ -47,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "invariant": {"model": "invariant"},
     "pair": {"model": "pair"},
     "mace_gaunt": {"convolution": "cg", "contraction": "gaunt"},
+    "mace_gaunt_paths": {"convolution": "cg", "contraction": "gaunt_paths"},
     "mace_cg": {"convolution": "cg", "contraction": "cg"},
 }
 
@@ -63,8 +65,7 @@ class Config:
       model: "gaunt" (equivariant), "invariant" (the same network with lmax = 0, widened to at least as many
         parameters) or "pair" (ridge regression).
       convolution: products over neighbours, "gaunt" or "cg" (Clebsch-Gordan).
-      contraction: many-body products, "gaunt" or "cg".
-      contraction_terms: with "gaunt", products whose factors have weights per degree; 0 for powers of one field.
+      contraction: many-body products, "gaunt", "gaunt_paths" (a weight for each set of degrees) or "cg".
       r_max: cut-off in angstrom.
       lmax: largest degree of edges and neighbourhoods.
       hidden_lmax: largest degree that atoms pass on.
@@ -96,8 +97,7 @@ class Config:
     validation_size: int = 50
     model: Literal["gaunt", "invariant", "pair"] = "gaunt"
     convolution: Literal["gaunt", "cg"] = "gaunt"
-    contraction: Literal["gaunt", "cg"] = "gaunt"
-    contraction_terms: int = 0
+    contraction: Literal["gaunt", "gaunt_paths", "cg"] = "gaunt"
     r_max: float = 4.0
     lmax: int = 3
     hidden_lmax: int = 1
@@ -168,7 +168,6 @@ def potential_config(config: Config, data: MolecularSet) -> PotentialConfig:
         reference_energies=data.reference_energies,
         convolution=config.convolution,
         contraction=config.contraction,
-        contraction_terms=config.contraction_terms,
     )
     if config.model != "invariant":
         return equivariant
