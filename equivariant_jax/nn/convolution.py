@@ -2,9 +2,10 @@
 
 Boundaries are "circular" (the image is a torus, and cyclic shifts commute with the convolution exactly) or "zero".
 
-The convolution is a bilinear primitive of its own, and its derivative by the kernel another: XLA's CPU back end runs the
-transposed convolutions that automatic differentiation makes inside a loop up to 150 times slower than these (16 images
-of 28 x 28, 128 channels: 78 s against 0.5 s), and compiles them for minutes. All derivatives of both are again these two.
+The convolution is a bilinear primitive of its own, and its derivative by the kernel another: inside a loop, XLA's CPU
+back end runs the transposed convolutions that automatic differentiation would make up to 150 times slower than these
+(16 images of 28 x 28, 128 channels: 78 s against 0.5 s), and compiles them for minutes. All derivatives of both, of
+every order and mode, are again these two.
 """
 
 import functools

@@ -3,16 +3,16 @@ r"""Trains an equivariant interatomic potential on molecules: `euclidean.molecul
 The network is `equivariant_jax.euclidean.interatomic` (MACE's architecture with Gaunt products on a quadrature grid).
 Beside it, with the same code, data, steps and learning-rate schedule: the same network with `lmax = 0` and at least as
 many parameters (`invariant`), a linear pair potential by ridge regression (`pair`), and the same network with
-Clebsch-Gordan products over neighbours (`mace_gaunt`, the paper's MACE-Gaunt, with one weight for all paths of an order;
-`mace_gaunt_paths`, with a weight for each path) or throughout (`mace_cg`, MACE's own).
+Clebsch-Gordan products over neighbours (the paper's MACE-Gaunt; `mace_gaunt` with one weight for all paths of an order,
+`mace_gaunt_paths` with a weight for each path) or throughout (`mace_cg`, MACE's own).
 
 Published numbers for acetylacetone (`--dataset acac`; train on 300 K, RMSE of energy in meV and of forces in
 meV/angstrom, 300 K | 600 K): MACE 0.9, 5.1 | 4.6, 22.4; NequIP 0.81, 5.90 | 6.04, 27.8; BOTNet 0.89, 6.3 | 6.2, 29.8
 (Batatia et al. 2022, arXiv:2206.07697, AcAc table, quoted from memory and not re-read here).
 
 Commands: `python -m experiments euclidean.molecules cpu --seeds 0 1 2`; Gaunt against Clebsch-Gordan products:
-`python -m experiments euclidean.molecules acac_cg --seeds 0 1 2 --variants gaunt mace_gaunt mace_gaunt_paths mace_cg`. Numbers reached,
-hardware and time stand in `experiments/results`, written by the run.
+`python -m experiments euclidean.molecules acac_cg --seeds 0 1 2 --variants gaunt mace_gaunt mace_gaunt_paths mace_cg`.
+Numbers reached, hardware and time stand in `experiments/results`, written by the run.
 """
 
 import dataclasses

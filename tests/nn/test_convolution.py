@@ -80,3 +80,62 @@ def test_wrong_input_is_named():
         convolution_init(jax.random.key(0), 2, 1, 1)
     with pytest.raises(ValueError, match="features"):
         batch_norm(*batch_norm_init(3), jnp.zeros((2, 4)), training=True)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "zero"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_derivatives_of_every_mode_are_those_of_the_plain_convolution(x64, boundary, size):
+    def plain(x, kernel):
+        r = size // 2
+        mode = {"mode": "wrap"} if boundary == "circular" else {}
+        padded = jnp.pad(x, ((0, 0), (r, r), (r, r), (0, 0)), **mode)
+        return jax.lax.conv_general_dilated(padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 2))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 2, 3))
+
+    def derivatives(function):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(function(x, kernel)))
+
+        gradient = jax.grad(loss, argnums=(0, 1))
+
+        def size_of_gradient(x, kernel):
+            return sum(jnp.sum(part**2) for part in gradient(x, kernel))
+
+        several = jnp.stack([x, 2 * x]), jnp.stack([kernel, kernel + 1])
+        return {
+            "reverse": gradient(x, kernel),
+            "forward": jax.jvp(loss, (x, kernel), (x, kernel)),
+            "reverse over reverse": jax.grad(size_of_gradient, argnums=(0, 1))(x, kernel),
+            "forward over reverse": jax.jvp(gradient, (x, kernel), (x, kernel)),
+            "inside a loop": jax.grad(
+                lambda k: jax.lax.scan(lambda s, _: (s + loss(x, k * s), None), jnp.ones(()), None, length=3)[0]
+            )(kernel),
+            "mapped": jax.vmap(gradient)(*several),
+            "mapped, one kernel": jax.vmap(gradient, in_axes=(0, None))(several[0], kernel),
+            "mapped, one image": jax.vmap(gradient, in_axes=(None, 0))(x, several[1]),
+        }
+
+    ours = derivatives(lambda x, k: convolution(x, k, boundary=boundary))
+    expected = derivatives(plain)
+    for name, found in ours.items():
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected[name]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-11 * max(1.0, float(jnp.abs(b).max())), err_msg=name)
+
+
+def test_the_accelerators_form_of_the_kernel_gradient_is_the_same(x64):
+    from equivariant_jax.nn.convolution import _correlate, _correlate_by_convolution
+
+    x, y = jax.random.normal(jax.random.key(0), (2, 5, 4, 2)), jax.random.normal(jax.random.key(1), (2, 5, 4, 3))
+    for boundary in ("circular", "zero"):
+        static = {"size": 3, "boundary": boundary, "precision": None}
+        np.testing.assert_allclose(_correlate(x, y, **static), _correlate_by_convolution(x, y, **static), atol=1e-12)
+
+
+def test_lowers_for_accelerators():
+    x, kernel = jnp.zeros((2, 5, 5, 2)), jnp.zeros((3, 3, 2, 4))
+    gradient = jax.jit(jax.grad(lambda x, k: jnp.sum(convolution(x, k) ** 2), argnums=(0, 1)))
+    for platform, convolutions in (("cuda", 3), ("tpu", 3), ("cpu", 2)):
+        text = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == convolutions
