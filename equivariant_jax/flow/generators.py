@@ -19,6 +19,7 @@ Reference: Keller 2025, arXiv:2507.14793, section 3.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ __all__ = [
     "fractional_shift",
     "rotation_flow",
     "rotation_velocities",
+    "time_dtype",
     "torus_shift",
     "velocity_array",
     "velocity_grid",
@@ -105,6 +107,11 @@ def velocity_array(velocities: Sequence[Sequence[float]]) -> np.ndarray:
     if not listed or len({len(v) for v in listed}) != 1 or len(set(listed)) != len(listed):
         raise ValueError(f"velocities: got {tuple(velocities)}, expected distinct tuples of one length, at least one.")
     return np.asarray(listed)
+
+
+def time_dtype(x: Array) -> Any:
+    """The dtype of velocities and times that act on `x` of any shape: float64 with float64, else float32."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
 def torus_shift(x: Array, velocity: Array, t: Array) -> Array:
@@ -216,5 +223,5 @@ def apply_flow(x: Array, velocities: Velocities, t: Array | float, *, flow: Flow
     nu = velocity_array(velocities)
     if x.ndim < 4 or x.shape[-4] != len(nu):
         raise ValueError(f"x: got shape {x.shape}, expected [..., {len(nu)}, height, width, channels].")
-    speeds = jnp.asarray(nu)
-    return jax.vmap(flow, in_axes=(-4, 0, None), out_axes=-4)(x, speeds, jnp.asarray(t).astype(speeds.dtype))
+    dtype = time_dtype(x)
+    return jax.vmap(flow, in_axes=(-4, 0, None), out_axes=-4)(x, jnp.asarray(nu, dtype), jnp.asarray(t).astype(dtype))

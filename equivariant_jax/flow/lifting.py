@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 
 from equivariant_jax.core.typing import Array, PRNGKey
-from equivariant_jax.flow.generators import Flow, Velocities, torus_shift, velocity_array
+from equivariant_jax.flow.generators import Flow, Velocities, time_dtype, torus_shift, velocity_array
 
 __all__ = [
     "cyclic_kernel",
@@ -80,7 +80,7 @@ def flow_lift(features: Array, velocities: Velocities, t: Array | float, *, flow
     """
     if features.ndim < 3:
         raise ValueError(f"features: got shape {features.shape}, expected [..., height, width, channels].")
-    nu = jnp.asarray(velocity_array(velocities))
+    nu = jnp.asarray(velocity_array(velocities), time_dtype(features))
     return jax.vmap(flow, in_axes=(None, 0, None), out_axes=-4)(features, nu, -jnp.asarray(t).astype(nu.dtype))
 
 

@@ -37,7 +37,7 @@ import numpy as np
 from jax import lax
 
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
-from equivariant_jax.flow.generators import Flow, Velocities, apply_flow, torus_shift, velocity_array
+from equivariant_jax.flow.generators import Flow, Velocities, apply_flow, time_dtype, torus_shift, velocity_array
 from equivariant_jax.flow.lifting import flow_lift, trivial_lift
 from equivariant_jax.nn.convolution import Boundary, convolution, convolution_init
 
@@ -214,7 +214,7 @@ def _step(
     if form == "comoving":
 
         def carry(neighbour: Array, offset: np.ndarray) -> Array:
-            difference = jnp.asarray(offset)
+            difference = jnp.asarray(offset, time_dtype(neighbour))
             return neighbour if not offset.any() else flow(neighbour, difference, (time - 1).astype(difference.dtype))
 
         memory = _mix(banks, params["recurrent"], velocities, mixing, period, boundary, precision, carry)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from equivariant_jax.core.images import shift_image
@@ -112,7 +113,7 @@ def world_model_scan(
         raise ValueError(f"actions: got {actions.dtype} {actions.shape}, expected integers {(*frames.shape[:2], 2)}.")
     if state.banks.shape[1] != len(velocities):
         raise ValueError(f"state: got {state.banks.shape[1]} banks, expected {len(velocities)}.")
-    nu = jnp.asarray(velocity_array(velocities)).round().astype(jnp.int32)[None]
+    nu = jnp.asarray(np.round(velocity_array(velocities)).astype(np.int32))[None]
     # Zeros around the view: what is outside is not known to be empty.
     drive = convolution(frames, params["input"], boundary="zero", precision=precision)
     margin = world - window

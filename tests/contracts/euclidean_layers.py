@@ -14,6 +14,7 @@ from equivariant_jax.euclidean import (
     degree_linear,
     edge_frames,
     from_sphere_grid,
+    gaunt_contraction,
     gaunt_convolution,
     gaunt_convolution_slots,
     gaunt_polynomial,
@@ -169,6 +170,15 @@ LAYERS = [
         function=lambda params, x: gaunt_polynomial(x, jnp.broadcast_to(params["w"], (4, 3, 2, 3)), lmax_out=1),
         make=lambda key, dtype: (
             {"w": jax.random.normal(key, (3, 2, 3), dtype)[None]},
+            _normal((4, 9, 3))(key, dtype)[1],
+        ),
+        laws=(Law(O3, (FIELD(2, axis=-2),), FIELD(1, axis=-2)),),
+    ),
+    Layer(
+        name="euclidean.gaunt_contraction",
+        function=lambda params, x: gaunt_contraction(x, jnp.broadcast_to(params["w"], (4, 16, 3)), lmax_out=1, order=3),
+        make=lambda key, dtype: (
+            {"w": jax.random.normal(key, (16, 3), dtype)[None]},
             _normal((4, 9, 3))(key, dtype)[1],
         ),
         laws=(Law(O3, (FIELD(2, axis=-2),), FIELD(1, axis=-2)),),
