@@ -22,6 +22,8 @@ ALLOWED = {
 }
 # What costs seconds to import, or is not installed everywhere: only inside functions, in every room.
 HEAVY = {
+    "av",
+    "sklearn",
     "e3nn_jax",
     "tensorflow_datasets",
     "grain",

@@ -10,6 +10,8 @@ their units, and neighbour lists and graphs commute with rotations, translations
 | `structures`, `neighbours`, `conversion` | atoms with labels; periodic neighbour lists and graphs; to and from ASE |
 | `extxyz`, `arrays`, `images` | strict readers of extended XYZ, npz, IDX: a sound result or a `ValueError` by field |
 | `catalysts`, `catalyst_pickles` | OC20's LMDB files without torch and without trusting pickles; a plain npz format |
+| `flowing`, `generated` | sequences of moving digits, made on the device; endless batches from a key |
+| `kth` | the KTH set of human actions, from its videos, and clips of it in motion |
 | `simulators` | seeded simulations in NumPy with a written specification |
 | `molecules` | the embedded set of 2-aminoethanol, and published sets under `EQUIVARIANT_JAX_DATA` |
 
@@ -32,7 +34,10 @@ from equivariant_jax.data import (
     catalysts,
     conversion,
     extxyz,
+    flowing,
+    generated,
     images,
+    kth,
     molecules,
     neighbours,
     packing,
@@ -45,7 +50,10 @@ from equivariant_jax.data.arrays import read_npz
 from equivariant_jax.data.catalysts import CatalystLMDB, catalyst_from_pickle, read_catalysts, write_catalysts
 from equivariant_jax.data.conversion import from_ase, to_ase
 from equivariant_jax.data.extxyz import read_extxyz, write_extxyz
-from equivariant_jax.data.images import mnist, read_idx
+from equivariant_jax.data.flowing import FlowingSequence, flowing_mnist, half_scale, rotating_mnist
+from equivariant_jax.data.generated import GeneratedBatches
+from equivariant_jax.data.images import mnist, read_idx, small_digits
+from equivariant_jax.data.kth import KTH_ACTIONS, kth_actions, moving_clips
 from equivariant_jax.data.molecules import aminoethanol, aminoethanol_metadata, published_molecules
 from equivariant_jax.data.neighbours import NeighbourList, neighbour_list, to_graph
 from equivariant_jax.data.packing import GraphPipeline, graph_pipeline, graph_sizes
@@ -61,9 +69,12 @@ from equivariant_jax.data.sources import (
 from equivariant_jax.data.structures import AtomicStructure, isolated_atom_energies
 
 __all__ = [
+    "KTH_ACTIONS",
     "ArraySource",
     "AtomicStructure",
     "CatalystLMDB",
+    "FlowingSequence",
+    "GeneratedBatches",
     "GraphPipeline",
     "MissingDataError",
     "NeighbourList",
@@ -79,14 +90,21 @@ __all__ = [
     "data_directory",
     "extxyz",
     "find_data_file",
+    "flowing",
+    "flowing_mnist",
     "from_ase",
+    "generated",
     "graph_pipeline",
     "graph_sizes",
+    "half_scale",
     "images",
     "isolated_atom_energies",
+    "kth",
+    "kth_actions",
     "make_pipeline",
     "mnist",
     "molecules",
+    "moving_clips",
     "neighbour_list",
     "neighbours",
     "packing",
@@ -96,7 +114,9 @@ __all__ = [
     "read_extxyz",
     "read_idx",
     "read_npz",
+    "rotating_mnist",
     "simulators",
+    "small_digits",
     "sources",
     "structures",
     "tfds_source",
