@@ -82,6 +82,14 @@ def _jaxpr_flops(jaxpr) -> float:
             (left, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * out[0] * math.prod(shape[i] for i in left)
+        elif name in ("conv_general_dilated", "image_convolution"):
+            kernel = equation.invars[1].aval.shape
+            # Each output number sums over the kernel's window and input channels.
+            dimensions = equation.params.get("dimension_numbers")
+            outputs = kernel[-1] if dimensions is None else kernel[dimensions.rhs_spec[0]]
+            total += 2 * out[0] * math.prod(kernel) // outputs
+        elif name == "image_convolution_by_kernel":
+            total += 2 * out[0] * math.prod(equation.invars[0].aval.shape[:-1])
         elif name == "fft":
             length = math.prod(equation.params["fft_lengths"])
             total += 5 * max(out[0], math.prod(equation.invars[0].aval.shape)) * math.log2(max(length, 2))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_jax.core.graphs import plan_budget
-from equivariant_jax.euclidean import gaunt_polynomial
+from equivariant_jax.euclidean import gaunt_contraction, gaunt_paths, gaunt_polynomial
 from equivariant_jax.euclidean.interatomic import PotentialConfig, potential_init
 from equivariant_jax.euclidean.symmetric_contraction import contraction_paths, symmetric_contraction
 from experiments.benchmarks.harness import Case
@@ -26,11 +26,12 @@ from experiments.euclidean.molecular_sets import load_molecules
 __all__ = ["CARD", "PRESETS", "Config", "cases", "claims"]
 
 CARD = "gaunt_tensor_product"
-MACE, MONOMIALS = "MACE U tensors", "the same on monomials"
+MACE, MONOMIALS, PATHS = "MACE U tensors", "the same on monomials", "ours, a weight for every path"
 # Products of the training step: neighbours / many-body.
 STEPS: dict[str, tuple[Any, Any]] = {
     "gaunt / gaunt": ("gaunt", "gaunt"),
     "cg / gaunt": ("cg", "gaunt"),
+    "cg / gaunt_paths": ("cg", "gaunt_paths"),
     "cg / cg": ("cg", "cg"),
 }
 
@@ -82,13 +83,16 @@ def _contractions(config: Config) -> Iterator[Case]:
     for degree in config.degrees:
         paths = sum(map(sum, contraction_paths(degree, degree, config.order)))
         coupled = (paths, channels)
-        shapes = {"ours": (config.order, degree + 1, channels), MACE: coupled, MONOMIALS: coupled}
+        listed = gaunt_paths(degree, degree, config.order)
+        gaunt = (sum(len(some) for by_order in listed for some in by_order), channels)
+        shapes = {"ours": (config.order, degree + 1, channels), PATHS: gaunt, MACE: coupled, MONOMIALS: coupled}
         x = jnp.asarray(rng.normal(size=(nodes, (degree + 1) ** 2, channels)), jnp.float32)
         arguments = {
             name: (x, jnp.asarray(rng.normal(size=(nodes, *shape)), jnp.float32)) for name, shape in shapes.items()
         }
         contenders: dict[str, Callable] = {
             "ours": lambda x, w, degree=degree: gaunt_polynomial(x, w, lmax_out=degree),
+            PATHS: lambda x, w, degree=degree: gaunt_contraction(x, w, lmax_out=degree, order=config.order),
             MACE: lambda x, w, degree=degree: symmetric_contraction(x, w, lmax_out=degree, order=config.order),
             MONOMIALS: lambda x, w, degree=degree: symmetric_contraction(
                 x, w, lmax_out=degree, order=config.order, method="monomials"
