@@ -320,8 +320,8 @@ def test_extxyz_ignores_white_space(tmp_path):
         (read_extxyz, b"1000000000000\n\nH 0 0 0\n"),
         (read_extxyz, b"1\nProperties=species:S:1:pos:R:3:x:R:999999\nH 0 0 0\n"),
         (read_idx, bytes([0, 0, 8, 3]) + struct.pack(">3I", 10**9, 1000, 1000) + bytes(100)),
-        (read_idx, gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 10**9, 1000, 1000) + bytes(100))),
-        (read_idx, gzip.compress(bytes([0, 0, 14, 1]) + struct.pack(">I", 2**32 - 1) + bytes(100))),
+        (read_idx, gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 10**9, 1000, 1000) + bytes(100), mtime=0)),
+        (read_idx, gzip.compress(bytes([0, 0, 14, 1]) + struct.pack(">I", 2**32 - 1) + bytes(100), mtime=0)),
     ],
 )
 def test_a_header_that_lies_allocates_nothing(tmp_path, reader, content):
