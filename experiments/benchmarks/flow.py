@@ -8,6 +8,7 @@ official step itself, eager as published, and is measured where torch is install
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -85,7 +86,7 @@ def _scan(params: Any, frames: jax.Array, velocities: Velocities, form: Any = "c
 
 def _torch_step(velocities: Velocities, gradient: bool) -> Callable[[Any, jax.Array], Any]:
     """The official step in PyTorch, called from the compiled program with NumPy arrays."""
-    import torch
+    torch: Any = importlib.import_module("torch")
 
     def convolve(x, kernel):
         return torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="circular"), kernel)
@@ -133,9 +134,7 @@ def cases(config: Config) -> Iterator[Case]:
     frames = jax.random.uniform(jax.random.key(1), (config.batch, config.length, config.size, config.size, 1))
     torch_there = importlib.util.find_spec("torch") is not None
     if torch_there:
-        import torch
-
-        torch.set_num_threads(1)
+        importlib.import_module("torch").set_num_threads(1)
     else:
         print("torch is not installed: the official step is not measured")
     for radius in config.radii:

@@ -175,7 +175,7 @@ def _kth(config: Config) -> tuple[Batches, dict[str, list[dict[str, Array]]]]:
     for index, part in enumerate(("train", "validation", "test")):
         arrays = kth_actions(part, clip_length=config.length).arrays
         key = jax.random.fold_in(jax.random.key(config.data_seed), index)
-        frames, _ = moving_clips(key, arrays["frames"], _velocities(config.data_radius))
+        frames, _ = moving_clips(key, arrays["frames"], jnp.asarray(_velocities(config.data_radius)))
         parts[part] = (frames, jnp.asarray(arrays["label"]))
 
     def make(key, frames, labels):
