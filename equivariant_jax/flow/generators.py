@@ -218,7 +218,7 @@ def apply_flow(x: Array, velocities: Velocities, t: Array | float, *, flow: Flow
     Example:
       >>> x = jnp.ones((3, 1, 4, 1)) * jnp.arange(4.0).reshape(1, 1, 4, 1)
       >>> apply_flow(x, velocity_grid(1, axes=1), 1)[..., 0, 0].tolist()
-      [[[1.0]], [[0.0]], [[3.0]]]
+      [[1.0], [0.0], [3.0]]
     """
     nu = velocity_array(velocities)
     if x.ndim < 4 or x.shape[-4] != len(nu):

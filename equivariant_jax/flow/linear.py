@@ -78,7 +78,7 @@ def linear_flow_scan(
     Example:
       >>> params = {"input": jnp.ones((1, 1, 1, 2)), "recurrent": jnp.full((1, 1, 2), 0.5)}
       >>> states = linear_flow_scan(params, jnp.ones((1, 3, 5, 5, 1)), ((0.0, 0.0), (0.5, 0.0)))
-      >>> states[0, :, 1, 0, 0, 0].round(3).tolist()  # 1, 1 + 1/2, 1 + 1/2 + 1/4
+      >>> [round(float(value), 3) for value in states[0, :, 1, 0, 0, 0]]  # 1, 1 + 1/2, 1 + 1/2 + 1/4
       [1.0, 1.5, 1.75]
     """
     kernel, recurrent = params["input"], params["recurrent"]
