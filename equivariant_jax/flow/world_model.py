@@ -106,11 +106,12 @@ def world_model_scan(
     Raises:
       ValueError: if shapes do not fit, or actions are not integers.
     """
-    world, window = state.banks.shape[2], frames.shape[2]
-    if frames.ndim != 5 or frames.shape[2] != frames.shape[3] or window > world:
+    world = state.banks.shape[2]
+    if frames.ndim != 5 or frames.shape[2] != frames.shape[3] or frames.shape[2] > world:
         raise ValueError(f"frames: got shape {frames.shape}, expected [batch, time, side, side, c], side <= {world}.")
     if actions.shape != (*frames.shape[:2], 2) or not jnp.issubdtype(actions.dtype, jnp.integer):
         raise ValueError(f"actions: got {actions.dtype} {actions.shape}, expected integers {(*frames.shape[:2], 2)}.")
+    window = frames.shape[2]
     if state.banks.shape[1] != len(velocities):
         raise ValueError(f"state: got {state.banks.shape[1]} banks, expected {len(velocities)}.")
     nu = jnp.asarray(np.round(velocity_array(velocities)).astype(np.int32))[None]
