@@ -26,17 +26,16 @@ import numpy as np
 from jax import lax
 
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
-from equivariant_jax.flow.generators import Flow, Velocities, apply_flow, rotation_flow, torus_shift, velocity_grid
+from equivariant_jax.flow.generators import Flow, Velocities, rotation_flow, torus_shift, velocity_grid
 from equivariant_jax.flow.lifting import cyclic_kernel, cyclic_kernel_init, cyclic_lifting_kernel
 from equivariant_jax.flow.recurrent import (
     FlowState,
     Form,
-    flow_pool,
     flow_rnn_cell,
     flow_rnn_init,
     flow_scan,
-    lab_frame,
     mixing_offsets,
+    pooled_lab_frame,
 )
 from equivariant_jax.nn.convolution import Boundary, convolution, convolution_init
 
@@ -225,15 +224,11 @@ def next_frame_apply(
     def body(carry: tuple[FlowState, Array], _: None):
         state, frame = carry
         state = flow_rnn_cell(kernels["cell"], state, frame, velocities, **shared)
-        if config.form == "comoving":
-            banks = lab_frame(state, velocities, flow=flow, ahead=ahead)
-        else:
-            banks = apply_flow(state.banks, velocities, ahead, flow=flow) if ahead else state.banks
-        predicted = _decode(kernels["decoder"], flow_pool(banks), config, precision)
+        pooled = pooled_lab_frame(state, velocities, flow=flow, form=config.form, ahead=ahead)
+        predicted = _decode(kernels["decoder"], pooled, config, precision)
         fed_back = predicted if config.feedback_gradient else lax.stop_gradient(predicted)
         return (state, fed_back), predicted
 
-    body = jax.checkpoint(body, prevent_cse=False)
     _, predicted = lax.scan(body, (state, frames[:, -1]), None, length=num_predicted)
     return jnp.moveaxis(predicted, 0, 1)
 

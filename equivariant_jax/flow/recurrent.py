@@ -53,6 +53,7 @@ __all__ = [
     "flow_state",
     "lab_frame",
     "mixing_offsets",
+    "pooled_lab_frame",
 ]
 
 Form = Literal["comoving", "published"]
@@ -183,6 +184,31 @@ def lab_frame(state: FlowState, velocities: Velocities, *, flow: Flow = torus_sh
       Banks `psi_{time - 1 + ahead}(nu) . k`, shape `[batch, V, height, width, channels]`.
     """
     return apply_flow(state.banks, velocities, state.time - 1 + ahead, flow=flow)
+
+
+def pooled_lab_frame(
+    state: FlowState, velocities: Velocities, *, flow: Flow, form: Form, how: Pool = "max", ahead: int = 0
+) -> Array:
+    """Pools the banks where the frames are; the backward pass moves them again instead of keeping them.
+
+    Args:
+      state: after at least one frame.
+      velocities: static; `V` velocities.
+      flow: static; see `generators`.
+      form: static; of the state.
+      how: static; see `flow_pool`.
+      ahead: static; frames by which to carry the banks on before pooling.
+
+    Returns:
+      Array of shape `[batch, height, width, channels]`.
+    """
+
+    def pooled(state: FlowState) -> Array:
+        if form == "comoving":
+            return flow_pool(lab_frame(state, velocities, flow=flow, ahead=ahead), how=how)
+        return flow_pool(apply_flow(state.banks, velocities, ahead, flow=flow) if ahead else state.banks, how=how)
+
+    return jax.checkpoint(pooled, prevent_cse=False)(state)
 
 
 def _mix(
@@ -320,7 +346,7 @@ def flow_scan(
     activation: Callable[[Array], Array] = jax.nn.relu,
     boundary: Boundary = "circular",
     outputs: Literal["states", "none"] | Pool = "states",
-    remat: bool = True,
+    remat: bool = False,
     unroll: int = 1,
     precision=lax.Precision.HIGHEST,
 ) -> FlowScanOutput:
@@ -341,7 +367,8 @@ def flow_scan(
       boundary: static; of the convolutions.
       outputs: static; "states" for `s_t(nu)` of all frames, where the frames are (not in moving frames); a way of
         pooling for these pooled over velocities; "none" for None.
-      remat: static; compute a step's inner values anew in the backward pass, which then keeps one state per frame.
+      remat: static; compute a step's inner values anew in the backward pass, which then keeps one state per frame. With
+        ReLU it would otherwise keep a bit for each number beside it, and need not repeat the convolution.
       unroll: static; steps per iteration of the compiled loop.
       precision: static; of the products.
 
@@ -380,8 +407,9 @@ def flow_scan(
         state = step(state, drive)
         if outputs == "none":
             return state, None
-        banks = lab_frame(state, velocities, flow=flow) if form == "comoving" else state.banks
-        return state, banks if outputs == "states" else flow_pool(banks, how=outputs)
+        if outputs == "states":
+            return state, lab_frame(state, velocities, flow=flow) if form == "comoving" else state.banks
+        return state, pooled_lab_frame(state, velocities, flow=flow, form=form, how=outputs)
 
     state, found = lax.scan(body, state, drive, unroll=unroll)
     return FlowScanOutput(state, None if found is None else jnp.moveaxis(found, 0, 1))
