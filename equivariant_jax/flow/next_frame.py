@@ -109,8 +109,9 @@ def next_frame_init(key: PRNGKey, config: NextFrameConfig, *, dtype=jnp.float32)
       dtype: of the parameters.
 
     Returns:
-      Dict with `cell` (`input`, `recurrent`) and `decoder`, a tuple of kernels. Their number does not depend on the
-      velocities unless they are mixed.
+      Dict with `cell` (`input`, `recurrent`) and `decoder`, a tuple of kernels, of shape `[3, 3, in, out]`, or the
+      weights of steerable ones, `[functions, n, in, out]`. Their number does not depend on the velocities unless they
+      are mixed.
     """
     key_cell, key_decoder = jax.random.split(key)
     n, channels = config.orientations, config.channels

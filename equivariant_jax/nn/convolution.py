@@ -158,13 +158,13 @@ def _correlate_shape(x, y, *, size, boundary, precision):
 
 @_convolve_p.def_impl
 def _convolve_now(x, kernel, **static):
-    return jax.jit(_convolve, static_argnames=("boundary", "precision"))(x, kernel, **static)
+    return _convolve(x, kernel, **static)
 
 
 @_correlate_p.def_impl
 def _correlate_now(x, y, **static):
     one = _correlate if jax.default_backend() == "cpu" else _correlate_by_convolution
-    return jax.jit(one, static_argnames=("size", "boundary", "precision"))(x, y, **static)
+    return one(x, y, **static)
 
 
 mlir.register_lowering(_convolve_p, mlir.lower_fun(_convolve, multiple_results=False))
