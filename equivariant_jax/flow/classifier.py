@@ -101,8 +101,8 @@ def sequence_classifier_init(
       dtype: of the parameters.
 
     Returns:
-      Parameters: `layers` (kernels, shape `[size, size, in, out]`, or `[3, 3, 3, in, out]` over time and space), `norms`,
-      `head`, and by kind `cell` and `moves` (`[V, size, size, channels]`); and the statistics of the batch
+      Parameters: `layers` (kernels, shape `[size, size, in, out]`, or `[3, 3, 3, in, out]` over time and space),
+      `norms`, `head`, and by kind `cell` and `moves` (`[V, size, size, channels]`); and the statistics of the batch
       normalisations (a tuple of dicts).
     """
     key_layers, key_cell, key_banks, key_head = jax.random.split(key, 4)

@@ -199,6 +199,7 @@ LAYERS = [
             degenerate=DEGENERATE,
             padding=_potential_padding,
             dtypes=("float32",),
+            slow=bool(label),
         )
         for label, config in (("", CONFIG), (" (Clebsch-Gordan products)", CG_CONFIG))
     ),
@@ -230,6 +231,7 @@ LAYERS = [
                 {name: ~inputs[3] for name in ("scalars", "pseudoscalars", "vectors")},
             ),
             dtypes=("float32",),
+            slow=product != "gaunt_bracket",
         )
         for product in ("gaunt", "gaunt_bracket", "cg_odd")
     ),

@@ -40,6 +40,8 @@ class Layer:
       leading_axes: whether the function itself takes extra leading axes (they are then compared with a loop as well).
       check_vma: whether `shard_map` checks which values vary over devices; False only where a dependency's loops
         fail that check, as the docstring of the function must then say.
+      slow: whether its contracts run in the slow lane only: a variant of a large model whose other variant is in the
+        fast one.
       exempt: contract name -> why it does not apply.
     """
 
@@ -52,4 +54,5 @@ class Layer:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     leading_axes: bool = False
     check_vma: bool = True
+    slow: bool = False
     exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)

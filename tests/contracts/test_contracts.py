@@ -7,7 +7,9 @@ from tests.contracts.registry import LAYERS
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+@pytest.mark.parametrize(
+    "layer", [pytest.param(layer, id=layer.name, marks=[pytest.mark.slow] * layer.slow) for layer in LAYERS]
+)
 def test_contract(layer, contract):
     if contract in layer.exempt:
         pytest.skip(layer.exempt[contract])
