@@ -259,9 +259,9 @@ ad.defbilinear(_product_p, _x_cotangent, _y_cotangent)
 
 
 def _batch(operands, axes, **static):
-    count = next(v.shape[a] for v, a in zip(operands, axes, strict=True) if a is not batching.not_mapped)
+    count = next(v.shape[a] for v, a in zip(operands, axes, strict=True) if a is not None)
     moved = [
-        jnp.broadcast_to(v, (count, *v.shape)) if a is batching.not_mapped else jnp.moveaxis(v, a, 0)
+        jnp.broadcast_to(v, (count, *v.shape)) if a is None else jnp.moveaxis(v, a, 0)
         for v, a in zip(operands, axes, strict=True)
     ]
     flat = [v.reshape(v.shape[0] * v.shape[1], v.shape[2]) for v in moved]

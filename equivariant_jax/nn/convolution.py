@@ -200,7 +200,7 @@ ad.defbilinear(_correlate_p, _correlate_x_cotangent, _correlate_y_cotangent)
 
 def _batch_convolve(operands, axes, **static):
     x, kernel = operands
-    if axes[1] is not batching.not_mapped:  # a kernel for each
+    if axes[1] is not None:  # a kernel for each
         return jax.vmap(functools.partial(_convolve, **static), in_axes=axes)(x, kernel), 0
     x = jnp.moveaxis(x, axes[0], 0)
     out = _convolve_p.bind(x.reshape(-1, *x.shape[2:]), kernel, **static)
