@@ -38,6 +38,7 @@ from equivariant_jax.flow.classifier import (
     sequence_classifier_init,
 )
 from equivariant_jax.flow.generators import velocity_grid
+from experiments.flow.best_epoch import BestEpoch
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "run", "tables"]
 
@@ -247,14 +248,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     state = training.init_sharded(make_state, mesh, (), key_params, key_state)
     step = training.make_train_step(loss_fn, optimizer, mesh=mesh)
     measure = training.make_eval_step(loss_fn, mesh=mesh)
-    best: dict[str, Any] = {}
-
-    def keep_best(state, values):
-        if values["accuracy"] > best.get("accuracy", -1.0):
-            kept = jax.device_get((state.params, state.model_state))
-            best.update(accuracy=values["accuracy"], params=kept[0], model_state=kept[1])
-        return state
-
+    best = BestEpoch("accuracy", higher_is_better=True)
     started = time.perf_counter()
     result = training.fit(
         step,
@@ -271,13 +265,11 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             mode="max",
         ),
         evaluate=training.evaluator(measure, lambda: fixed["validation"]),
-        on_evaluation=keep_best,
+        on_evaluation=best,
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
     )
     seconds = time.perf_counter() - started
-    final = result.state
-    if best:
-        final = final.replace(params=best["params"], model_state=best["model_state"])
+    final = best.of(result, workdir, checkpoints=config.checkpoint_every is not None)
     metrics = {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(final.params))),
         "banks": float(len(network.velocities)),

@@ -35,6 +35,7 @@ from equivariant_jax.data.generated import GeneratedBatches
 from equivariant_jax.data.images import mnist, small_digits
 from equivariant_jax.flow.generators import Velocities, rotation_velocities, velocity_grid
 from equivariant_jax.flow.next_frame import NextFrameConfig, next_frame_apply, next_frame_init
+from experiments.flow.best_epoch import BestEpoch
 from experiments.flow.flowing_report import CARD, claims, plots, tables
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "plots", "run", "tables"]
@@ -240,13 +241,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     def validation():
         return [validate(jax.random.fold_in(key_validation, i)).frames for i in range(rounds)]
 
-    best: dict[str, Any] = {}
-
-    def keep_best(state, values):
-        if values["mse"] < best.get("mse", np.inf):
-            best.update(mse=values["mse"], params=jax.device_get(state.params))
-        return state
-
+    best = BestEpoch("mse")
     started = time.perf_counter()
     result = training.fit(
         step,
@@ -262,15 +257,11 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             monitor="mse",
         ),
         evaluate=training.evaluator(measure, validation),
-        on_evaluation=keep_best,
+        on_evaluation=best,
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
     )
     seconds = time.perf_counter() - started
-    if config.checkpoint_every is not None and result.best_step is not None:
-        checkpoints = training.Checkpointer(workdir / "checkpoints")
-        params = checkpoints.restore(result.state, step=result.best_step).state.params
-    else:
-        params = best.get("params", result.state.params)
+    params = best.of(result, workdir, checkpoints=config.checkpoint_every is not None).params
     metrics = {
         "validation_mse": float(result.best_value if result.best_value is not None else np.nan),
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(result.state.params))),

@@ -107,3 +107,14 @@ def test_kth_is_batched_without_losing_clips(monkeypatch):
     # One velocity for good: the same clips again.
     again = actions._kth(config)[1]
     np.testing.assert_array_equal(again["test"][0]["frames"], fixed["test"][0]["frames"])
+
+
+def test_a_resumed_run_tests_the_best_epoch_of_the_whole(tmp_path):
+    config = dataclasses.replace(
+        actions.PRESETS["ci"], model_radius=0, eval_every=2, eval_sequences=16, length=2, batch_size=8,
+        checkpoint_every=2, steps=4,
+    )  # fmt: skip
+    first = actions.run(config, tmp_path)
+    again = actions.run(dataclasses.replace(config, resume=True), tmp_path)
+    assert again["test_accuracy"] == first["test_accuracy"]
+    assert again["validation_accuracy"] == first["validation_accuracy"]
