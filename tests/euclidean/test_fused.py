@@ -112,8 +112,8 @@ def test_lowers_for_accelerators(platform, kind, l):
         return jnp.sum(gaunt_tensor_product(x, y, method="fused") ** 2)
 
     shape = jax.ShapeDtypeStruct((1000, (l + 1) ** 2), jnp.float32)
-    traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(shape, shape)
     with abstract_machine(kind, "gpu" if platform == "cuda" else platform):
+        traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(shape, shape)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     target = "tpu_custom_call" if platform == "tpu" else "triton"
     assert text.count(f"custom_call @{target}") + text.count(f"@__gpu$xla.gpu.{target}") == 3
