@@ -110,6 +110,7 @@ SYSTEMS: tuple[System, ...] = (
         "flow.recurrent",
         "flow_scan",
         "Flowing MNIST V2: MSE 1.5e-4 (G-RNN 8.1e-3)",
+        "flow.flowing_mnist",
     ),
     # Shifts and views
     System(

@@ -1,4 +1,4 @@
-"""What every test runs under: four fake CPU devices, strict promotion of dtypes and ranks, warnings as errors."""
+"""What every test runs under: four fake CPU devices, strict promotion, warnings as errors, quick compilation."""
 
 import os
 
@@ -16,6 +16,18 @@ from equivariant_jax.core import backend
 backend.apply_workarounds()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of a test's time is XLA's: programs run once are compiled without its optimisations, which halves the suite. Tests
+# of what optimisation may change ask for the fixture `optimised`; the environment variable asks for it everywhere.
+_QUICK = not os.environ.get("EQUIVARIANT_JAX_TESTS_OPTIMISED")
+jax.config.update("jax_disable_most_optimizations", _QUICK)
+
+
+@pytest.fixture
+def optimised():
+    """Compiles what the test compiles with XLA's optimisations, as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", _QUICK)
 
 
 @pytest.fixture

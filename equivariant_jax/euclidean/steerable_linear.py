@@ -195,13 +195,20 @@ def _mixed(kernels: Sequence[dict[str, Array]], inputs: Sequence[Array], parity:
     return functools.reduce(jnp.add, terms)
 
 
-def _couple_gaunt(params, u: Array, attributes: Array, product: str, lmax_out: int, precision) -> Array:
-    static: dict[str, Any] = {"lmax_out": lmax_out, "precision": precision}
-    weights = params["attribute"]
-    even = [weighted_product("gaunt", x, attributes, weights[0], **static) for x in u]
+def _couple_gaunt(
+    params, u: Array, attributes: Array, product: str, parities: int, lmax_out: int, precision
+) -> Array:
+    # u: [(lmax + 1)**2, parities * channels, ...]. The parities are channels of one product: half the program.
+    weights = jnp.tile(params["attribute"], (1, parities, 1))
+
+    def multiply(kind: Literal["gaunt", "bracket"], own: Array) -> list[Array]:
+        out = weighted_product(kind, u, attributes, own, lmax_out=lmax_out, precision=precision)
+        return jnp.split(out, parities, axis=1)
+
+    even = multiply("gaunt", weights[0])
     parts = [even]
     if product == "gaunt_bracket":
-        odd = [weighted_product("bracket", x, attributes, weights[1], **static) for x in u]
+        odd = multiply("bracket", weights[1])
         # The bracket with a natural attribute turns natural into pseudo and pseudo into natural.
         parts = [even[p : p + 1] + odd[1 - p : 2 - p] for p in range(2)]
     mixed = []
@@ -271,8 +278,9 @@ def attribute_linear(
         rows = [row[:, 0] for row in mixed]
         trailing = np.broadcast_shapes(*(row.shape[2:] for row in rows))
         rows = [jnp.broadcast_to(row, (*row.shape[:2], *trailing)) for row in rows]
-        u = jnp.concatenate(rows).reshape(parities, num_coefficients(lmax), *rows[0].shape[1:])
-        out = _couple_gaunt(params, u, attributes, product, lmax_out, precision)
+        # One row of parities for each degree.
+        degrees = [jnp.concatenate(rows[degree :: lmax + 1], axis=1) for degree in range(lmax + 1)]
+        out = _couple_gaunt(params, jnp.concatenate(degrees), attributes, product, parities, lmax_out, precision)
     where = np.zeros((parities_out, num_coefficients(lmax_out), 1))
     where[0, 0] = 1.0
     bias = where.astype(out.dtype) * params["bias"].reshape(1, 1, -1)

@@ -17,6 +17,7 @@ Command: `python -m experiments euclidean.nbody cpu --seeds 0 1 2 --variants all
 stand in `experiments/results`, written by the run.
 """
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -112,6 +113,7 @@ PRESETS: dict[str, Config] = {
 }  # fmt: skip
 
 
+@functools.cache
 def num_parameters(network: SteerableConfig) -> int:
     """Counts the parameters of a network without drawing them."""
     shapes = jax.eval_shape(functools.partial(steerable_init, config=network), jax.random.key(0))
@@ -142,15 +144,11 @@ def network_config(config: Config) -> SteerableConfig:
             layers=config.layers, average_neighbours=4.0,
         )  # fmt: skip
     target = num_parameters(steerable)
-    found, gap = other, float("inf")
-    for channels in range(1, 64 * config.channels):
-        candidate = dataclasses.replace(other, channels=channels)
-        excess = num_parameters(candidate) - target
-        if abs(excess) < gap:
-            found, gap = candidate, abs(excess)
-        if excess > 0:
-            break
-    return found
+    # The number grows with the channels: the nearest is the first that reaches the target, or the one before.
+    widths = range(1, 64 * config.channels)
+    first = bisect.bisect_left(widths, target, key=lambda c: num_parameters(dataclasses.replace(other, channels=c)))
+    candidates = [dataclasses.replace(other, channels=c) for c in widths[max(first - 1, 0) : first + 1]]
+    return min(candidates, key=lambda candidate: abs(num_parameters(candidate) - target))
 
 
 def predict(params: PyTree, network: SteerableConfig, positions: Array, velocities: Array, charges: Array) -> Array:

@@ -10,9 +10,11 @@ from tests.contracts.registry import LAYERS
 @pytest.mark.parametrize(
     "layer", [pytest.param(layer, id=layer.name, marks=[pytest.mark.slow] * layer.slow) for layer in LAYERS]
 )
-def test_contract(layer, contract):
+def test_contract(layer, contract, request):
     if contract in layer.exempt:
         pytest.skip(layer.exempt[contract])
+    if contract == "jit_equals_eager":  # what optimisation could change shows here
+        request.getfixturevalue("optimised")
     CONTRACTS[contract](layer)
 
 
