@@ -16,8 +16,8 @@ from equivariant_jax.core import backend
 backend.apply_workarounds()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of a test's time is XLA's: programs run once are compiled without its optimisations, which halves the suite. Tests
-# of what optimisation may change ask for the fixture `optimised`; the environment variable asks for it everywhere.
+# Most of a test's time is XLA's: programs run once are compiled without its optimisations. Tests of what optimisation
+# may change ask for the fixture `optimised`; the environment variable asks for it everywhere.
 _QUICK = not os.environ.get("EQUIVARIANT_JAX_TESTS_OPTIMISED")
 jax.config.update("jax_disable_most_optimizations", _QUICK)
 

@@ -195,9 +195,7 @@ def _mixed(kernels: Sequence[dict[str, Array]], inputs: Sequence[Array], parity:
     return functools.reduce(jnp.add, terms)
 
 
-def _couple_gaunt(
-    params, u: Array, attributes: Array, product: str, parities: int, lmax_out: int, precision
-) -> Array:
+def _couple_gaunt(params, u: Array, attributes: Array, product: str, parities: int, lmax_out: int, precision) -> Array:
     # u: [(lmax + 1)**2, parities * channels, ...]. The parities are channels of one product: half the program.
     weights = jnp.tile(params["attribute"], (1, parities, 1))
 
