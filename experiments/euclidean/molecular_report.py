@@ -38,7 +38,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
       README marker -> Markdown.
     """
     lines = [
-        "| data | model | channels, steps | split | energy MAE / RMSE (meV) | force MAE / RMSE (meV/Å) | seeds | time |",
+        "| data | model | width, steps | split | energy MAE / RMSE (meV) | force MAE / RMSE (meV/Å) | seeds | time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in found.values():
