@@ -60,6 +60,8 @@ class Options:
       workdir: folder for logs, plots, checkpoints; a subfolder for each variant and seed.
       save: also write the result to `experiments/results`, from which README is made.
       tag: replaces the preset's name in the file name of the result.
+      reuse: take the runs that an earlier call finished in this working directory with the same configuration, instead
+        of running them again; the result names them and their commit.
       ignore_backend_faults: run although the backend computes wrong numbers.
     """
 
@@ -68,6 +70,7 @@ class Options:
     workdir: Path = Path("runs")
     save: bool = False
     tag: str = ""
+    reuse: bool = False
     ignore_backend_faults: bool = False
 
 
@@ -135,7 +138,9 @@ def run(name: str, preset: str, arguments: Sequence[str]) -> Path:
     process = training.initialize()
     _check_backend(options.ignore_backend_faults)
     measured = (
-        _benchmark(module, config) if hasattr(module, "cases") else _experiment(name, preset, module, options, config)
+        _benchmark(module, config)
+        if hasattr(module, "cases")
+        else _experiment(name, preset, module, options, config, writes=process.index == 0)
     )
     content = {"experiment": name, "card": getattr(module, "CARD", ""), "preset": preset, "config": config, **measured}
     stem = f"{name}.{options.tag or preset}"
@@ -159,20 +164,32 @@ def _benchmark(module: ModuleType, config: Any) -> dict[str, Any]:
     return {"rows": rows, "peaks": peaks, "claims": claims}
 
 
-def _experiment(name: str, preset: str, module: ModuleType, options: Options, config: Any) -> dict[str, Any]:
+def _experiment(
+    name: str, preset: str, module: ModuleType, options: Options, config: Any, *, writes: bool
+) -> dict[str, Any]:
     variants = _chosen(module, options.variants)
     folder = options.workdir / f"{name}.{options.tag or preset}"
-    metrics, seconds, seeds = {}, {}, options.seeds or (config.seed,)
+    metrics, seconds, seeds, reused = {}, {}, options.seeds or (config.seed,), {}
     for variant, overrides in variants.items():
         runs = []
-        start = time.perf_counter()
         for seed in seeds:
             print(f"== {name} {preset}: variant {variant}, seed {seed}", flush=True)
             workdir = folder / variant / f"seed{seed}"
-            workdir.mkdir(parents=True, exist_ok=True)
-            runs.append(module.run(dataclasses.replace(config, **{**overrides, "seed": seed}), workdir))
-        metrics[variant] = results.summarise(runs)
-        seconds[variant] = (time.perf_counter() - start) / len(seeds)
+            own = dataclasses.replace(config, **{**overrides, "seed": seed})
+            found = results.finished_run(workdir, own) if options.reuse else None
+            if found is None:
+                workdir.mkdir(parents=True, exist_ok=True)
+                start = time.perf_counter()
+                measured = module.run(own, workdir)
+                found = {"config": own, "metrics": measured, "seconds": time.perf_counter() - start}
+                if writes:
+                    results.write(workdir / results.RUN, found)
+            else:
+                reused[f"{variant}/seed{seed}"] = found["commit"]
+                print(f"   taken from {workdir / results.RUN}", flush=True)
+            runs.append(found)
+        metrics[variant] = results.summarise([run["metrics"] for run in runs])
+        seconds[variant] = sum(run["seconds"] for run in runs) / len(seeds)
     claims = results.check_claims(module.claims(metrics)) if hasattr(module, "claims") else []
     for variant, table in metrics.items():
         for metric, value in table.items():
@@ -184,6 +201,7 @@ def _experiment(name: str, preset: str, module: ModuleType, options: Options, co
         "metrics": metrics,
         "seconds_per_run": seconds,
         "claims": claims,
+        **({"reused": reused} if reused else {}),
     }
 
 

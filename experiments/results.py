@@ -17,9 +17,11 @@ import numpy as np
 
 import equivariant_jax
 
-__all__ = ["RESULTS", "check_claims", "dump", "environment", "read_all", "summarise", "write"]
+__all__ = ["RESULTS", "RUN", "check_claims", "dump", "environment", "finished_run", "read_all", "summarise", "write"]
 
 RESULTS = Path(__file__).parent / "results"
+# What each run of an experiment leaves in its working directory: configuration, metrics, environment.
+RUN = "run.json"
 CLAIM_FIELDS = {"card", "point", "statement", "bar", "value", "holds"}
 
 
@@ -114,6 +116,29 @@ def _plain(value: Any) -> Any:
     if getattr(value, "shape", None) == ():
         return _plain(np.asarray(value).item())
     return str(value)
+
+
+def finished_run(workdir: Path, config: Any) -> dict[str, Any] | None:
+    """Reads what a finished run of the same configuration left in a working directory.
+
+    Args:
+      workdir: folder of one variant and seed.
+      config: dataclass; its JSON form must be that of the finished run. A flag `resume` does not count.
+
+    Returns:
+      The content of `run.json` with metrics as floats, or None if there is none for this configuration.
+    """
+
+    def key(plain: Any) -> Any:
+        return {name: value for name, value in plain.items() if name != "resume"}
+
+    try:
+        content = json.loads((workdir / RUN).read_text())
+    except FileNotFoundError:
+        return None
+    if key(content["config"]) != key(json.loads(json.dumps(_plain(config)))):
+        return None
+    return {**content, "metrics": {name: float(value) for name, value in content["metrics"].items()}}
 
 
 def write(path: Path, content: Mapping[str, Any]) -> Path:

@@ -10,11 +10,9 @@ from tests.contracts.registry import LAYERS
 @pytest.mark.parametrize(
     "layer", [pytest.param(layer, id=layer.name, marks=[pytest.mark.slow] * layer.slow) for layer in LAYERS]
 )
-def test_contract(layer, contract, request):
+def test_contract(layer, contract):
     if contract in layer.exempt:
         pytest.skip(layer.exempt[contract])
-    if contract == "jit_equals_eager":  # what optimisation could change shows here
-        request.getfixturevalue("optimised")
     CONTRACTS[contract](layer)
 
 

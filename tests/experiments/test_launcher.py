@@ -85,6 +85,31 @@ def test_runs_seeds_and_variants(stand_in, tmp_path, monkeypatch):
     assert len(saved["commit"]) in (7, 40)
 
 
+def test_an_interrupted_sweep_is_taken_up(stand_in, tmp_path, monkeypatch):
+    words = ["room.toy", "cpu", "--workdir", str(tmp_path), "--seeds", "0", "1", "--variants", "all"]
+    run = stand_in.run
+
+    def interrupted(config, workdir):
+        if config.wide:
+            raise KeyboardInterrupt
+        return run(config, workdir)
+
+    stand_in.run = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        launcher.main(words)
+    stand_in.run = run
+    assert launcher.main([*words, "--reuse"]) == 0
+    assert [(c.seed, c.wide) for c, _ in stand_in.calls] == [(0, False), (1, False), (0, True), (1, True)]
+    found = json.loads((tmp_path / "room.toy.cpu" / "result.json").read_text())
+    assert found["metrics"]["ours"]["error"]["values"] == [2.0, 4.0]
+    assert set(found["reused"]) == {"ours/seed0", "ours/seed1"}
+    # Another configuration is run anew, and so is everything without the option.
+    for more in (["--reuse", "--rate", "0.5"], []):
+        before = len(stand_in.calls)
+        assert launcher.main([*words, *more]) == 0
+        assert len(stand_in.calls) == before + 4
+
+
 def test_default_is_one_variant_one_seed_and_no_saved_result(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     assert launcher.main(["room.toy", "--workdir", str(tmp_path)]) == 0
