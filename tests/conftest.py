@@ -6,6 +6,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=4".strip()
+# Most of a test's time is XLA's: programs that run once are compiled without its optimisations, here and in processes
+# that tests start. The contract "jit equals eager" compiles with them; with JAX_DISABLE_MOST_OPTIMIZATIONS=0 all do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -16,18 +19,6 @@ from equivariant_jax.core import backend
 backend.apply_workarounds()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of a test's time is XLA's: programs run once are compiled without its optimisations. Tests of what optimisation
-# may change ask for the fixture `optimised`; the environment variable asks for it everywhere.
-_QUICK = not os.environ.get("EQUIVARIANT_JAX_TESTS_OPTIMISED")
-jax.config.update("jax_disable_most_optimizations", _QUICK)
-
-
-@pytest.fixture
-def optimised():
-    """Compiles what the test compiles with XLA's optimisations, as users do."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", _QUICK)
 
 
 @pytest.fixture
