@@ -15,7 +15,13 @@ from jax import lax
 
 from equivariant_jax.core.typing import Array
 from equivariant_jax.euclidean.irreps import expand_degrees, lmax_of
-from equivariant_jax.euclidean.quadrature import QuadratureKind, from_sphere_grid, to_sphere_grid
+from equivariant_jax.euclidean.quadrature import (
+    QuadratureKind,
+    from_parity_grids,
+    from_sphere_grid,
+    to_parity_grids,
+    to_sphere_grid,
+)
 
 __all__ = ["gaunt_polynomial", "gaunt_power"]
 
@@ -71,7 +77,8 @@ def gaunt_polynomial(
 ) -> Array:
     r"""Many-body product of MACE on the sphere, `z_lm = sum_nu w[nu, l] c^(nu-1) P_lm[f^nu]`, channels last.
 
-    One transform to the grid, `order - 1` pointwise products and as many projections; the term `nu = 1` is `x` itself.
+    One transform to half of the grid, `order - 1` pointwise products of even and odd parts, one projection of them
+    all; the term `nu = 1` is `x` itself.
     The constant `c = sqrt(4 pi) / (lmax + 1)` gives the field of unit-variance coefficients unit variance, so that the
     terms stay of one size for every order and degree.
 
@@ -114,10 +121,13 @@ def gaunt_polynomial(
     degree = order * lmax + lmax_out
     scale = np.sqrt(4 * np.pi) / (lmax + 1)
     if order > 1:
-        field = to_sphere_grid(x * np.asarray(scale, x.dtype), degree, axis=0, kind=kind, precision=precision)
-        power = field
-        for nu in range(1, order):
-            power = power * field
-            projected = from_sphere_grid(power, lmax_out, degree, axis=0, kind=kind, precision=precision)
-            result = result + factors[nu] * (projected * np.asarray(1 / scale, x.dtype))
+        even, odd = to_parity_grids(x * np.asarray(scale, x.dtype), degree, kind=kind, precision=precision)
+        powers = [(even, odd)]
+        for _ in range(1, order):
+            s, a = powers[-1]
+            powers.append((s * even + a * odd, s * odd + a * even))
+        parts = (jnp.stack(part, axis=1) for part in zip(*powers[1:], strict=True))
+        projected = from_parity_grids(*parts, lmax_out, degree, kind=kind, precision=precision)
+        projected = projected * np.asarray(1 / scale, x.dtype)
+        result = result + jnp.sum(jnp.moveaxis(factors[1:], 0, 1) * projected, axis=1)
     return jnp.moveaxis(result, 0, -2)

@@ -23,7 +23,15 @@ from equivariant_jax.core.sphere import sphere_table
 from equivariant_jax.core.typing import Array
 from equivariant_jax.euclidean.irreps import degree_index, lmax_of
 
-__all__ = ["QuadratureKind", "SphereQuadrature", "from_sphere_grid", "sphere_quadrature", "to_sphere_grid"]
+__all__ = [
+    "QuadratureKind",
+    "SphereQuadrature",
+    "from_parity_grids",
+    "from_sphere_grid",
+    "sphere_quadrature",
+    "to_parity_grids",
+    "to_sphere_grid",
+]
 
 QuadratureKind = Literal["lebedev", "gauss"]
 
@@ -214,3 +222,80 @@ def from_sphere_grid(
         return symmetric
     antisymmetric = _contract(near - far, projection[:, odd], axis, precision)
     return jnp.take(jnp.concatenate([symmetric, antisymmetric], axis=axis), order, axis=axis)
+
+
+def to_parity_grids(
+    x: Array, degree: int, *, kind: QuadratureKind = "lebedev", precision=lax.Precision.HIGHEST
+) -> tuple[Array, Array]:
+    """Evaluates the even and the odd part of a function, on one point of each antipodal pair.
+
+    Products of functions act on the parts like those of complex numbers with `i**2 = 1`, so that a chain of products
+    needs half of the grid and no sums over pairs in between.
+
+    Args:
+      x: coefficients, `(lmax + 1)**2` of them on the first axis, float.
+      degree: static; degree of the rule.
+      kind: static; "lebedev" or "gauss".
+      precision: static; precision of the matrix products.
+
+    Returns:
+      Values of the even and of the odd part, each `[points, ...]`, dtype of `x`; `points` is half of the rule's where
+      the rule is antipodal.
+
+    Example:
+      >>> even, odd = to_parity_grids(jnp.ones((4, 7)), 3)
+      >>> even.shape, odd.shape
+      ((3, 7), (3, 7))
+    """
+    lmax = lmax_of(x.shape[0])
+    values, _, _ = _transforms(lmax, degree, kind)
+    even, odd, _ = _parity_order(lmax)
+    symmetric = _contract(jnp.take(x, even, axis=0), values[even], 0, precision)
+    if lmax == 0:
+        return symmetric, jnp.zeros_like(symmetric)
+    return symmetric, _contract(jnp.take(x, odd, axis=0), values[odd], 0, precision)
+
+
+def from_parity_grids(
+    even: Array,
+    odd: Array,
+    lmax: int,
+    degree: int,
+    *,
+    kind: QuadratureKind = "lebedev",
+    precision=lax.Precision.HIGHEST,
+) -> Array:
+    """Projects a function whose even and odd part are given as by `to_parity_grids`.
+
+    Args:
+      even: values of the even part, `[points, ...]`, float.
+      odd: values of the odd part, likewise.
+      lmax: static; largest degree kept.
+      degree: static; degree of the rule. Exact if the function is a polynomial of degree `degree - lmax` or less.
+      kind: static; "lebedev" or "gauss".
+      precision: static; precision of the matrix products.
+
+    Returns:
+      Coefficients `[(lmax + 1)**2, ...]`, dtype of `even`.
+
+    Raises:
+      ValueError: if the parts do not have the grid's number of points.
+
+    Example:
+      >>> one = jnp.ones(3)
+      >>> [abs(round(float(z), 4)) for z in from_parity_grids(one, 0 * one, 1, 3)]
+      [3.5449, 0.0, 0.0, 0.0]
+    """
+    _, projection, antipodal = _transforms(lmax, degree, kind)
+    if even.shape != odd.shape or even.shape[0] != projection.shape[0]:
+        raise ValueError(
+            f"from_parity_grids got parts of shapes {even.shape} and {odd.shape}; expected `[{projection.shape[0]}, "
+            f"...]` for the {kind} rule of degree {degree}."
+        )
+    projection = projection * (2.0 if antipodal else 1.0)
+    first, second, order = _parity_order(lmax)
+    symmetric = _contract(even, projection[:, first], 0, precision)
+    if lmax == 0:
+        return symmetric
+    antisymmetric = _contract(odd, projection[:, second], 0, precision)
+    return jnp.take(jnp.concatenate([symmetric, antisymmetric], axis=0), order, axis=0)
