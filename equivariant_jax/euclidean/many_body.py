@@ -126,8 +126,8 @@ def gaunt_polynomial(
         for _ in range(1, order):
             s, a = powers[-1]
             powers.append((s * even + a * odd, s * odd + a * even))
-        parts = (jnp.stack(part, axis=1) for part in zip(*powers[1:], strict=True))
-        projected = from_parity_grids(*parts, lmax_out, degree, kind=kind, precision=precision)
+        all_even, all_odd = (jnp.stack(part, axis=1) for part in zip(*powers[1:], strict=True))
+        projected = from_parity_grids(all_even, all_odd, lmax_out, degree, kind=kind, precision=precision)
         projected = projected * np.asarray(1 / scale, x.dtype)
         result = result + jnp.sum(jnp.moveaxis(factors[1:], 0, 1) * projected, axis=1)
     return jnp.moveaxis(result, 0, -2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from equivariant_jax.flow import next_frame_init
-from experiments.flow import actions, flowing_mnist, flowing_report
+from experiments.flow import actions, flowing_mnist, flowing_report, rotation_law
 
 TINY = dataclasses.replace(
     flowing_mnist.PRESETS["ci"], given=2, predicted=2, horizon=3, channels=2, steps=4, eval_every=2, eval_sequences=8,
@@ -118,3 +118,18 @@ def test_a_resumed_run_tests_the_best_epoch_of_the_whole(tmp_path):
     again = actions.run(dataclasses.replace(config, resume=True), tmp_path)
     assert again["test_accuracy"] == first["test_accuracy"]
     assert again["validation_accuracy"] == first["validation_accuracy"]
+
+
+def test_the_rotation_law_is_measured_angle_by_angle(tmp_path):
+    metrics = {}
+    for variant, overrides in rotation_law.VARIANTS.items():
+        config = dataclasses.replace(rotation_law.PRESETS["ci"], **overrides)
+        run = rotation_law.run(config, tmp_path)
+        assert sorted(run) == [*(f"error/{angle:03d}" for angle in range(0, 181, 45)), "frames"]
+        metrics[variant] = {name: {"values": [value], "mean": value} for name, value in run.items()}
+    found = {claim["statement"].split(":")[0]: claim for claim in rotation_law.claims(metrics)}
+    assert found["comoving"]["holds"]
+    assert found["published"]["holds"]
+    assert metrics["still"]["error/090"]["mean"] > 0.5  # the ordinary recurrence breaks the law
+    with pytest.raises(ValueError, match="multiple of 360 / 8"):
+        rotation_law.run(dataclasses.replace(rotation_law.PRESETS["ci"], angle_step=10), tmp_path)

@@ -1,0 +1,63 @@
+"""Groups of matrices that are neither compact nor commutative: coordinates, Haar measures, samples, convolutions.
+
+Stretches, shears and rotations of the plane and of space (GL+(n), SL(n) and their subgroups), by factors whose
+logarithms and measures are elementary.
+
+    from equivariant_jax.lie import SL2, polar_log, sample_polar
+
+    x, rotation = polar_log(matrix)  # A = exp(X) R, for every matrix of positive determinant
+    samples = sample_polar(key, 64, SL2)
+    integral = jnp.sum(f(samples.matrix) * samples.weights)  # by the Haar measure
+"""
+
+from equivariant_jax.lie.decomposition import (
+    GL2,
+    GL3,
+    R_SO2,
+    SL2,
+    SL3,
+    SO2,
+    SO3,
+    IwasawaFactors,
+    LinearGroup,
+    R,
+    coordinates,
+    haar_log_density_iwasawa,
+    haar_log_density_polar,
+    iwasawa,
+    iwasawa_product,
+    polar_exp,
+    polar_log,
+    stretch_coordinates,
+    stretch_matrix,
+)
+from equivariant_jax.lie.elementary import rotation_exp, rotation_log, symmetric_exp, symmetric_log
+from equivariant_jax.lie.sampling import GroupSamples, sample_polar
+
+__all__ = [
+    "GL2",
+    "GL3",
+    "R_SO2",
+    "SL2",
+    "SL3",
+    "SO2",
+    "SO3",
+    "GroupSamples",
+    "IwasawaFactors",
+    "LinearGroup",
+    "R",
+    "coordinates",
+    "haar_log_density_iwasawa",
+    "haar_log_density_polar",
+    "iwasawa",
+    "iwasawa_product",
+    "polar_exp",
+    "polar_log",
+    "rotation_exp",
+    "rotation_log",
+    "sample_polar",
+    "stretch_coordinates",
+    "stretch_matrix",
+    "symmetric_exp",
+    "symmetric_log",
+]
