@@ -51,7 +51,8 @@ class Config:
       fields: fields over the group.
       length: frames.
       batch: sequences.
-      angle_step: degrees; angles are its multiples up to a half turn.
+      angle_step: degrees; angles are its multiples.
+      max_angle: degrees; the largest.
       margin: black pixels around the digits, which the hidden state may flow into.
       seed: of kernels and sequences.
     """
@@ -62,16 +63,17 @@ class Config:
     orientations: int = 36
     fields: int = 4
     length: int = 10
-    batch: int = 8
+    batch: int = 4
     angle_step: int = 10
+    max_angle: int = 90
     margin: int = 2
     seed: int = 0
 
 
 PRESETS: dict[str, Config] = {
-    "ci": Config(dataset="digits", orientations=8, fields=2, length=3, batch=2, angle_step=45),
+    "ci": Config(dataset="digits", orientations=8, fields=2, length=3, batch=2, angle_step=45, max_angle=180),
     "cpu": Config(),
-    "paper": Config(fields=32, length=20, batch=64),
+    "paper": Config(fields=32, length=20, batch=64, max_angle=180),
 }
 
 
@@ -124,7 +126,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         found = last(turned, angle if config.moving else 0)
         return jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
 
-    angles = range(0, 181, config.angle_step)
+    angles = range(0, config.max_angle + 1, config.angle_step)
     measure = jax.jit(error, static_argnums=0)
     metrics = {f"error/{angle:03d}": float(measure(angle, params, still)) for angle in angles}
     return {**metrics, "frames": float(config.length)}
@@ -186,7 +188,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     if result is None:
         return {}
     curves = {variant: _curve(table) for variant, table in result["metrics"].items()}
-    shown = [angle for angle in next(iter(curves.values())) if angle % 30 == 0 or angle == 10]
+    shown = [angle for angle in next(iter(curves.values())) if angle % 30 == 0 or angle in (10, 80)]
     lines = [
         "| recurrence | " + " | ".join(f"{angle}°" for angle in shown) + " |",
         "|---|" + "---|" * len(shown),
@@ -221,7 +223,7 @@ def plots(found: Mapping[str, Any], folder: Path) -> None:
         axis.plot(angles, [curve[a].mean() for a in angles], marker="o", markersize=3, label=variant)
         axis.fill_between(angles, [curve[a].min() for a in angles], [curve[a].max() for a in angles], alpha=0.15)
     axis.set(xlabel="degrees per frame", ylabel="relative error of the law", yscale="log")
-    axis.set_xticks(range(0, 181, 30))
+    axis.set_xticks(range(0, result["config"]["max_angle"] + 1, 30))
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
