@@ -243,7 +243,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
             speed = f"{1e3 * result['config']['batch'] / row['ours_ms']:.2g}"
             memory = row["contenders"][OURS]["temporary_mbyte"]
             cells = (
-                row["case"],
+                row["case"].replace("|", "\\|"),
                 f"{row['ours_ms']:.0f} ms",
                 speed,
                 f"{row['compile_s']:.1f} s",
