@@ -6,7 +6,6 @@ to the eye. Shifts by whole pixels, and quarter turns of square images, are exac
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from equivariant_jax.core.typing import Array
 
@@ -37,10 +36,12 @@ def shift_image(x: Array, shift: Array) -> Array:
             "[..., height, width, channels] and two integers."
         )
     height, width = x.shape[-3:-1]
-    start = jnp.mod(-shift.astype(jnp.int32), np.asarray([width, height], np.int32))
-    # A window on the doubled torus: contiguous reads instead of a gather per pixel.
-    rows = lax.dynamic_slice_in_dim(jnp.concatenate([x, x], axis=-3), start[1], height, axis=-3)
-    return lax.dynamic_slice_in_dim(jnp.concatenate([rows, rows], axis=-2), start[0], width, axis=-2)
+    shift = shift.astype(jnp.int32)
+    row = jnp.mod(np.arange(height, dtype=np.int32) - shift[1:], np.int32(height))
+    column = jnp.mod(np.arange(width, dtype=np.int32) - shift[:1], np.int32(width))
+    # One gather of whole pixels. It is a permutation: its transpose is a scatter in which no two pixels meet. Several
+    # times faster, also under vmap, than windows on the doubled torus.
+    return x.at[..., row[:, None], column[None, :], :].get(mode="promise_in_bounds", unique_indices=True)
 
 
 def sample_image(x: Array, row: Array, column: Array) -> Array:
