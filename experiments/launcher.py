@@ -61,7 +61,7 @@ class Options:
       save: also write the result to `experiments/results`, from which README is made.
       tag: replaces the preset's name in the file name of the result.
       reuse: take the runs that an earlier call finished in this working directory with the same configuration, instead
-        of running them again; the result names them and their commit.
+        of running them again; the result names them and their commit. Several hosts must see the same directory.
       ignore_backend_faults: run although the backend computes wrong numbers.
     """
 

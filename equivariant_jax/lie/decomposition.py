@@ -335,8 +335,7 @@ def iwasawa(a: Array) -> IwasawaFactors:
     """
     a = _check_matrices("iwasawa", a)
     n = a.shape[-1]
-    # The triangular factor is that of A^T A = R^T R; the last diagonal entry comes from the determinant, which keeps
-    # its digits where A is nearly singular.
+    # Column by column, A = K T with T upper triangular of positive diagonal; then T = D N.
     columns, rows = [], [[jnp.zeros_like(a[..., 0, 0])] * n for _ in range(n)]
     for j in range(n):
         v = a[..., :, j]

@@ -3,7 +3,13 @@ import numpy as np
 import pytest
 
 from equivariant_jax.core.sphere import sphere_table
-from equivariant_jax.euclidean.quadrature import from_sphere_grid, sphere_quadrature, to_sphere_grid
+from equivariant_jax.euclidean.quadrature import (
+    from_parity_grids,
+    from_sphere_grid,
+    sphere_quadrature,
+    to_parity_grids,
+    to_sphere_grid,
+)
 
 
 @pytest.mark.parametrize("kind", ["lebedev", "gauss"])
@@ -81,3 +87,19 @@ def test_bad_input_is_named():
         from_sphere_grid(jnp.ones(13), 1, 3)
     with pytest.raises(ValueError, match="axis"):
         to_sphere_grid(jnp.ones((4, 4)), 3, axis=1)
+
+
+@pytest.mark.parametrize("kind", ["lebedev", "gauss"])
+@pytest.mark.parametrize("lmax", [0, 1, 3, 4])
+def test_parity_grids_are_the_two_halves_of_the_grid(x64, kind, lmax):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=((lmax + 1) ** 2, 5)))
+    for degree in (3 * lmax + 2, 3 * lmax + 3):
+        even, odd = to_parity_grids(x, degree, kind=kind)
+        full, points = to_sphere_grid(x, degree, axis=0, kind=kind), even.shape[0]
+        np.testing.assert_allclose(even + odd, full[:points], atol=1e-13)
+        if sphere_quadrature(degree, kind).antipodal:
+            np.testing.assert_allclose(even - odd, full[points:], atol=1e-13)
+        assert lmax == 0 or np.abs(odd).max() > 0.1
+        np.testing.assert_allclose(from_parity_grids(even, odd, lmax, degree, kind=kind), x, atol=1e-13)
+    with pytest.raises(ValueError, match="expected"):
+        from_parity_grids(even[1:], odd[1:], lmax, degree, kind=kind)
