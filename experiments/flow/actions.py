@@ -60,6 +60,7 @@ class Config:
     Attributes:
       dataset: "mnist" (drifting noisy digits at half scale), "digits" (the same of scikit-learn's 8 x 8), or "kth".
       kind: "flow", "learned" or "convolution"; see `equivariant_jax.flow.classifier`.
+      axes: 1 for horizontal motion only, 2 for the plane.
       model_radius: largest velocity of the banks; 0 is the ordinary recurrent network.
       data_radius: largest velocity of the data.
       unseen_radius: speed (largest component) of the second test, None for none.
@@ -83,6 +84,7 @@ class Config:
 
     dataset: Literal["mnist", "digits", "kth"] = "mnist"
     kind: Literal["flow", "learned", "convolution"] = "flow"
+    axes: int = 2
     model_radius: int = 2
     data_radius: int = 2
     unseen_radius: int | None = 3
@@ -126,7 +128,7 @@ def network_config(config: Config) -> SequenceClassifierConfig:
     return SequenceClassifierConfig(
         num_classes=len(KTH_ACTIONS) if config.dataset == "kth" else 10,
         kind=config.kind,
-        velocities=velocity_grid(config.model_radius),
+        velocities=velocity_grid(config.model_radius, axes=config.axes),
         input_channels=config.input_channels,
         input_sizes=config.input_sizes,
         block_channels=config.block_channels,
@@ -165,8 +167,8 @@ def _drifting(config: Config, part: str, velocities: np.ndarray, batch: int) -> 
     return lambda key: make(key, images, labels, jnp.asarray(velocities, jnp.float32))
 
 
-def _velocities(radius: int, *, exactly: bool = False) -> np.ndarray:
-    listed = np.asarray(velocity_grid(radius), np.float32)
+def _velocities(config: Config, radius: int, *, exactly: bool = False) -> np.ndarray:
+    listed = np.asarray(velocity_grid(radius, axes=config.axes), np.float32)
     return listed[np.abs(listed).max(axis=1) == radius] if exactly else listed
 
 
@@ -176,7 +178,7 @@ def _kth(config: Config) -> tuple[Batches, dict[str, list[dict[str, Array]]]]:
     for index, part in enumerate(("train", "validation", "test")):
         arrays = kth_actions(part, clip_length=config.length).arrays
         key = jax.random.fold_in(jax.random.key(config.data_seed), index)
-        frames, _ = moving_clips(key, arrays["frames"], jnp.asarray(_velocities(config.data_radius)))
+        frames, _ = moving_clips(key, arrays["frames"], jnp.asarray(_velocities(config, config.data_radius)))
         parts[part] = (frames, jnp.asarray(arrays["label"]))
 
     def make(key, frames, labels):
@@ -200,10 +202,10 @@ def _kth(config: Config) -> tuple[Batches, dict[str, list[dict[str, Array]]]]:
 def _data(config: Config) -> tuple[Batches, dict[str, list[dict[str, Array]]]]:
     if config.dataset == "kth":
         return _kth(config)
-    seen = _velocities(config.data_radius)
+    seen = _velocities(config, config.data_radius)
     tests = {"validation": ("validation", seen), "test": ("test", seen)}
     if config.unseen_radius is not None:
-        tests["unseen"] = ("test", _velocities(config.unseen_radius, exactly=True))
+        tests["unseen"] = ("test", _velocities(config, config.unseen_radius, exactly=True))
     fixed, key = {}, jax.random.key(config.data_seed)
     for index, (name, (part, velocities)) in enumerate(tests.items()):
         make = _drifting(config, part, velocities, config.batch_size)

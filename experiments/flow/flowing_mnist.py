@@ -123,7 +123,7 @@ PRESETS: dict[str, Config] = {
     "plane": Config(axes=2, steps=400),
     # Eight orientations and quarter-of-a-right-angle steps, small enough for a processor.
     "rotation": Config(
-        motion="rotation", step=45.0, orientations=8, channels=4, steps=600, decoder="cyclic", unseen=(-2, 2),
+        motion="rotation", step=45.0, orientations=8, channels=4, steps=400, decoder="cyclic", unseen=(-2, 2),
     ),
     # 54,000 sequences an epoch, 50 epochs.
     "paper": Config(
