@@ -28,6 +28,7 @@ from equivariant_jax.core.typing import Array, PRNGKey, PyTree
 from equivariant_jax.flow.generators import Velocities, velocity_grid
 from equivariant_jax.flow.recurrent import Form, flow_pool, flow_rnn_init, flow_scan, lab_frame
 from equivariant_jax.nn.convolution import Boundary, convolution, convolution_init
+from equivariant_jax.nn.depthwise import depthwise_convolution
 from equivariant_jax.nn.normalisation import batch_norm, batch_norm_init
 
 __all__ = [
@@ -135,17 +136,12 @@ def sequence_classifier_init(
     return params, tuple(s for _, s in norms)
 
 
-def _moved_by_learned_kernels(banks: Array, kernels: Array) -> Array:
+def _moved_by_learned_kernels(banks: Array, kernels: Array, precision) -> Array:
     """Depthwise circular convolution of each bank, `[batch, V, h, w, c]` by `[V, k, k, c]`."""
-    radius = kernels.shape[1] // 2
     num_velocities, channels = kernels.shape[0], kernels.shape[-1]
     x = jnp.moveaxis(banks, 1, -2).reshape(banks.shape[0], *banks.shape[2:4], num_velocities * channels)
-    x = jnp.pad(x, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="wrap")
-    kernel = jnp.moveaxis(kernels, 0, -2).reshape(*kernels.shape[1:3], 1, num_velocities * channels)
-    out = lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=num_velocities * channels, precision=lax.Precision.HIGHEST,
-    )  # fmt: skip
+    kernel = jnp.moveaxis(kernels, 0, -2).reshape(*kernels.shape[1:3], num_velocities * channels)
+    out = depthwise_convolution(x, kernel, boundary="circular", precision=precision)
     return jnp.moveaxis(out.reshape(*out.shape[:-1], num_velocities, channels), -2, 1)
 
 
@@ -155,7 +151,7 @@ def _learned_scan(params: PyTree, features: Array, precision) -> Array:
     start = jnp.broadcast_to(jnp.zeros_like(drive[0])[:, None], shape)
 
     def body(banks: Array, drive: Array):
-        moved = _moved_by_learned_kernels(banks, params["moves"])
+        moved = _moved_by_learned_kernels(banks, params["moves"], precision)
         memory = convolution(moved, params["cell"]["recurrent"], precision=precision)
         return jnp.tanh(memory + drive[:, None]), None
 

@@ -10,6 +10,7 @@ logarithms and measures are elementary.
     integral = jnp.sum(f(samples.matrix) * samples.weights)  # by the Haar measure
 """
 
+from equivariant_jax.lie.convolution import affine_group_conv, group_kernel, group_pool, lift_conv, lift_kernel
 from equivariant_jax.lie.decomposition import (
     GL2,
     GL3,
@@ -32,6 +33,7 @@ from equivariant_jax.lie.decomposition import (
     stretch_matrix,
 )
 from equivariant_jax.lie.elementary import rotation_exp, rotation_log, symmetric_exp, symmetric_log
+from equivariant_jax.lie.kernels import AffineKernelConfig, affine_kernel, affine_kernel_init, kernel_grid
 from equivariant_jax.lie.sampling import GroupSamples, sample_polar
 
 __all__ = [
@@ -42,15 +44,24 @@ __all__ = [
     "SL3",
     "SO2",
     "SO3",
+    "AffineKernelConfig",
     "GroupSamples",
     "IwasawaFactors",
     "LinearGroup",
     "R",
+    "affine_group_conv",
+    "affine_kernel",
+    "affine_kernel_init",
     "coordinates",
+    "group_kernel",
+    "group_pool",
     "haar_log_density_iwasawa",
     "haar_log_density_polar",
     "iwasawa",
     "iwasawa_product",
+    "kernel_grid",
+    "lift_conv",
+    "lift_kernel",
     "polar_exp",
     "polar_log",
     "rotation_exp",

@@ -1,8 +1,10 @@
 r"""Samples of a matrix group with the weights that turn sums over them into integrals by the Haar measure.
 
 `int f(g) d mu(g) ~ 1/S sum_s f(g_s) w_s`, `w_s = Haar density / proposal density`. The proposal is a normal
-distribution of the stretch's orthonormal coordinates and a uniform one of the rotations, all of them or those up to an
-angle. Without the weights the sum tends to an integral against another measure, which only rotations leave alone.
+distribution of the stretch's orthonormal coordinates, or a uniform one on a ball of them (then the weights are almost
+alike, and the integral is over the part of the group within it), and a uniform one of the rotations, all of them or
+those up to an angle. Without the weights the sum tends to an integral against another measure, which only rotations
+leave alone.
 
 Samples are values, drawn from a key and passed on; no layer draws its own. Three ways to draw:
 
@@ -28,6 +30,7 @@ from equivariant_jax.lie.elementary import rotation_exp, symmetric_exp
 __all__ = ["GroupSamples", "sample_polar"]
 
 Method = Literal["random", "stratified", "quasi"]
+Proposal = Literal["normal", "ball"]
 
 
 class GroupSamples(NamedTuple):
@@ -86,6 +89,7 @@ def sample_polar(
     group: LinearGroup,
     *,
     scale: float = 0.1**0.5,
+    proposal: Proposal = "normal",
     max_angle: float = math.pi,
     method: Method = "quasi",
     dtype=jnp.float32,
@@ -96,8 +100,9 @@ def sample_polar(
       key: typed random key.
       num: static; number of samples, at least one.
       group: static.
-      scale: static; standard deviation of each orthonormal coordinate of the stretch X, positive. (The paper draws
-        `log(A A^T) = 2 X` with variance 0.1.)
+      scale: static; standard deviation of each orthonormal coordinate of the stretch X, or the ball's radius, positive.
+        (The paper draws a normal `log(A A^T) = 2 X` with variance 0.1.)
+      proposal: static; "normal" or "ball", of the stretch's coordinates.
       max_angle: static; rotations are uniform up to this angle in radians; pi takes all. Rotations beyond it have no
         sample, so that integrals are over the part of the group within it.
       method: static; "random", "stratified" or "quasi".
@@ -122,9 +127,11 @@ def sample_polar(
         )
     if method not in ("random", "stratified", "quasi"):
         raise ValueError(f'method is {method!r}; expected "random", "stratified" or "quasi".')
+    if proposal not in ("normal", "ball"):
+        raise ValueError(f'proposal is {proposal!r}; expected "normal" or "ball".')
     stretches, n = group.num_stretches, group.n
     u = _uniform(key, num, group.dimension, method, dtype)
-    y = _normal(u[:, :stretches]) * np.asarray(scale, u.dtype)
+    y, log_proposal = _stretches(u[:, :stretches], scale, proposal)
     x = stretch_matrix(y, group)
     if group.rotation:
         theta, log_volume = _rotations(u[:, stretches:], n, max_angle)
@@ -132,16 +139,29 @@ def sample_polar(
         theta, log_volume = jnp.zeros((num, n * (n - 1) // 2), u.dtype), jnp.zeros((num,), u.dtype)
     stretch, inverse_stretch = symmetric_exp(x), symmetric_exp(-x)
     rotation = rotation_exp(theta, n)
-    proposal = -0.5 * jnp.sum(jnp.square(y / np.asarray(scale, u.dtype)), axis=-1) - np.asarray(
-        stretches * (math.log(scale) + 0.5 * math.log(2 * math.pi)), u.dtype
-    )
     # Stretches that commute have Lebesgue measure; the others the density of polar coordinates.
-    haar = haar_log_density_polar(x) if group.stretch in ("traceless", "full") else jnp.zeros_like(proposal)
+    haar = haar_log_density_polar(x) if group.stretch in ("traceless", "full") else jnp.zeros_like(log_proposal)
     return GroupSamples(
         matrix=stretch @ rotation,
         inverse=jnp.swapaxes(rotation, -1, -2) @ inverse_stretch,
-        log_weight=haar - proposal + log_volume,
+        log_weight=haar - log_proposal + log_volume,
     )
+
+
+def _stretches(u: Array, scale: float, proposal: Proposal) -> tuple[Array, Array]:
+    """Coordinates of stretches from the unit cube, and the log density of their distribution."""
+    number, normal = u.shape[-1], _normal(u)
+    square = jnp.sum(jnp.square(normal), axis=-1)
+    if proposal == "normal" or number == 0:
+        constant = np.asarray(number * (math.log(scale) + 0.5 * math.log(2 * math.pi)), u.dtype)
+        return normal * np.asarray(scale, u.dtype), -0.5 * square - constant
+    # The length of a normal vector, put through its distribution function, is uniform and independent of direction.
+    half = np.asarray(number / 2, u.dtype)
+    share = jax.scipy.special.gammainc(half, 0.5 * square)
+    radius = np.asarray(scale, u.dtype) * share ** np.asarray(1 / number, u.dtype)
+    length = jnp.sqrt(jnp.maximum(square, np.asarray(jnp.finfo(u.dtype).tiny, u.dtype)))
+    volume = math.log(math.pi) * number / 2 - math.lgamma(number / 2 + 1) + number * math.log(scale)
+    return normal * (radius / length)[:, None], jnp.full(square.shape, -volume, u.dtype)
 
 
 def _rotations(u: Array, n: int, max_angle: float) -> tuple[Array, Array]:

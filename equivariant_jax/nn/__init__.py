@@ -1,7 +1,9 @@
 """Symmetry-blind building blocks: what networks of every room are made of, with no group in sight.
 
-- `convolution`: convolutions of images, circular or padded with zeros; `normalisation`: batch normalisation.
-- `mlp`: multi-layer perceptrons (`mlp_init`, `mlp_apply`, the Linen module `MLP`) with variance-keeping SiLU.
+- `convolution`, `depthwise`: convolutions of images, circular or padded with zeros; `normalisation`: batch
+  normalisation.
+- `mlp`: multi-layer perceptrons (`mlp_init`, `mlp_apply`, the Linen module `MLP`) with variance-keeping SiLU; `sine`:
+  networks of sine layers, smooth functions of a few coordinates.
 
     >>> import jax, jax.numpy as jnp
     >>> from equivariant_jax import nn
@@ -10,8 +12,10 @@
 """
 
 from equivariant_jax.nn.convolution import convolution, convolution_init
+from equivariant_jax.nn.depthwise import depthwise_convolution
 from equivariant_jax.nn.mlp import MLP, mlp_apply, mlp_init, unit_silu
 from equivariant_jax.nn.normalisation import batch_norm, batch_norm_init
+from equivariant_jax.nn.sine import sine_network_apply, sine_network_init
 
 __all__ = [
     "MLP",
@@ -19,7 +23,10 @@ __all__ = [
     "batch_norm_init",
     "convolution",
     "convolution_init",
+    "depthwise_convolution",
     "mlp_apply",
     "mlp_init",
+    "sine_network_apply",
+    "sine_network_init",
     "unit_silu",
 ]
