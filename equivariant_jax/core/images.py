@@ -1,4 +1,4 @@
-"""Images under the plane's transformations: shifts of the torus, bilinear sampling, rotations.
+"""Images under the plane's transformations: shifts of the torus, bilinear sampling, rotations, homographies.
 
 Images are `[..., height, width, channels]`, rows running downwards; a rotation by a positive angle is counter-clockwise
 to the eye. Shifts by whole pixels, and quarter turns of square images, are exact; other rotations interpolate.
@@ -9,7 +9,7 @@ import numpy as np
 
 from equivariant_jax.core.typing import Array
 
-__all__ = ["rotate_image", "sample_image", "shift_image"]
+__all__ = ["rotate_image", "sample_image", "shift_image", "warp_image"]
 
 
 def shift_image(x: Array, shift: Array) -> Array:
@@ -116,3 +116,49 @@ def rotate_image(x: Array, degrees: Array) -> Array:
     from_row = sin * column + cos * row + np.asarray((height - 1) / 2, dtype)
     from_column = cos * column - sin * row + np.asarray((width - 1) / 2, dtype)
     return sample_image(x, from_row, from_column)
+
+
+def warp_image(x: Array, inverse: Array, *, size: int | tuple[int, int] | None = None) -> Array:
+    """Moves images by a homography of the plane, bilinear, zero outside: `y(p) = x(inverse(p))`.
+
+    Positions `(right, up)` are in pixels from the centre; `(p, 1)` goes to `inverse (p, 1)`, divided by its last
+    component. Affine maps have the last row `(0, 0, 1)`.
+
+    Args:
+      x: shape `[..., height, width, channels]`, float.
+      inverse: inverse of the transformation, shape `[3, 3]`, float.
+      size: static; height and width of the result, those of `x` by default.
+
+    Returns:
+      Array `[..., *size, channels]`, dtype of `x`; zero where the homography's last component is not positive.
+
+    Raises:
+      ValueError: if shapes do not fit.
+
+    Example:
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
+      >>> quarter = jnp.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # inverse of counter-clockwise
+      >>> warp_image(x, quarter)[..., 0].tolist()
+      [[2.0, 4.0], [1.0, 3.0]]
+    """
+    if x.ndim < 3 or inverse.shape != (3, 3):
+        raise ValueError(
+            f"warp_image got x {x.shape}, inverse {inverse.shape}; expected [..., height, width, channels] and [3, 3]."
+        )
+    height, width = x.shape[-3:-1]
+    rows, columns = (height, width) if size is None else (size, size) if isinstance(size, int) else size
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    up = np.asarray((rows - 1) / 2 - np.arange(rows), dtype)[:, None] + np.zeros((1, columns), dtype)
+    right = np.asarray(np.arange(columns) - (columns - 1) / 2, dtype)[None, :] + np.zeros((rows, 1), dtype)
+    found = jnp.einsum(
+        "ij,jrc->irc", inverse.astype(dtype), np.stack([right, up, np.ones_like(up)]), precision="highest"
+    )
+    ahead = found[2] > 0
+    depth = jnp.where(ahead, found[2], jnp.ones_like(found[2]))
+    # Far outside, and not so far that an index would overflow.
+    limit = np.asarray(4.0 * (height + width), dtype)
+    from_right = jnp.where(ahead, jnp.clip(found[0] / depth, -limit, limit), limit)
+    from_up = jnp.where(ahead, jnp.clip(found[1] / depth, -limit, limit), limit)
+    return sample_image(
+        x, np.asarray((height - 1) / 2, dtype) - from_up, from_right + np.asarray((width - 1) / 2, dtype)
+    )

@@ -11,6 +11,7 @@ their units, and neighbour lists and graphs commute with rotations, translations
 | `extxyz`, `arrays`, `images` | strict readers of extended XYZ, npz, IDX: a sound result or a `ValueError` by field |
 | `catalysts`, `catalyst_pickles` | OC20's LMDB files without torch and without trusting pickles; a plain npz format |
 | `flowing`, `generated` | sequences of moving digits, made on the device; endless batches from a key |
+| `affine` | digits under affine maps and homographies, made on the device; affNIST's and homNIST's files |
 | `kth` | the KTH set of human actions, from its videos, and clips of it in motion |
 | `simulators` | seeded simulations in NumPy with a written specification |
 | `molecules` | the embedded set of 2-aminoethanol, and published sets under `EQUIVARIANT_JAX_DATA` |
@@ -29,6 +30,7 @@ Example:
 """
 
 from equivariant_jax.data import (
+    affine,
     arrays,
     catalyst_pickles,
     catalysts,
@@ -46,6 +48,7 @@ from equivariant_jax.data import (
     sources,
     structures,
 )
+from equivariant_jax.data.affine import AffineRanges, affine_mnist, affnist, homnist, homography_mnist
 from equivariant_jax.data.arrays import read_npz
 from equivariant_jax.data.catalysts import CatalystLMDB, catalyst_from_pickle, read_catalysts, write_catalysts
 from equivariant_jax.data.conversion import from_ase, to_ase
@@ -70,6 +73,7 @@ from equivariant_jax.data.structures import AtomicStructure, isolated_atom_energ
 
 __all__ = [
     "KTH_ACTIONS",
+    "AffineRanges",
     "ArraySource",
     "AtomicStructure",
     "CatalystLMDB",
@@ -80,6 +84,9 @@ __all__ = [
     "NeighbourList",
     "Pipeline",
     "RandomAccessSource",
+    "affine",
+    "affine_mnist",
+    "affnist",
     "aminoethanol",
     "aminoethanol_metadata",
     "arrays",
@@ -97,6 +104,8 @@ __all__ = [
     "graph_pipeline",
     "graph_sizes",
     "half_scale",
+    "homnist",
+    "homography_mnist",
     "images",
     "isolated_atom_energies",
     "kth",

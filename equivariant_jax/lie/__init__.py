@@ -34,7 +34,7 @@ from equivariant_jax.lie.decomposition import (
 )
 from equivariant_jax.lie.elementary import rotation_exp, rotation_log, symmetric_exp, symmetric_log
 from equivariant_jax.lie.kernels import AffineKernelConfig, affine_kernel, affine_kernel_init, kernel_grid
-from equivariant_jax.lie.sampling import GroupSamples, sample_polar
+from equivariant_jax.lie.sampling import GroupSamples, published_samples, sample_polar
 
 __all__ = [
     "GL2",
@@ -66,6 +66,7 @@ __all__ = [
     "polar_log",
     "rotation_exp",
     "rotation_log",
+    "published_samples",
     "sample_polar",
     "stretch_coordinates",
     "stretch_matrix",

@@ -8,9 +8,11 @@ Law: `logits(L_g f) == logits(f)` for affine g, up to the errors of sampling the
 
 `published_classifier` has the settings of the paper's code (339,102 parameters for SL(2), 339,282 for GL+(2)), whose
 samples are drawn anew in every call (`published_samples`). What this module changes by default, since the layers are
-then closer to the law: kernels that see angles without a jump and are not cut off, weighted integrals, normalisation of
-each position by itself (the published one is over channels, samples and positions, so that it changes with the border
-and with the samples), zeros outside of the image where the background is zero.
+then closer to the law: kernels that see angles without a jump and are not cut off, weighted integrals, batch
+normalisation, whose statistics are fixed at evaluation (the published one is over channels, samples and positions of
+each image, so that it changes with the border and with the samples; over the channels of each position it would be
+equivariant as well, but blows up what faint rests of a feature there are around the ink), zeros outside of the image
+where the background is zero.
 
 Reference: Mironenco & Forre 2024, arXiv:2310.11366, section 5, and its official code.
 """
@@ -30,6 +32,8 @@ from equivariant_jax.lie.convolution import affine_group_conv, group_pool, lift_
 from equivariant_jax.lie.decomposition import SL2, LinearGroup
 from equivariant_jax.lie.kernels import AffineKernelConfig, affine_kernel_init
 from equivariant_jax.lie.sampling import GroupSamples
+from equivariant_jax.nn.normalisation import batch_norm, batch_norm_init
+from equivariant_jax.nn.pooling import max_pool
 
 __all__ = [
     "AffineClassifier",
@@ -52,9 +56,11 @@ class AffineClassifierConfig:
       channels: of all features.
       head: width of the hidden dense layer.
       dropout: rate before the last layer.
-      normalisation: "position" (over channels) or "published" (over channels, samples and positions).
+      normalisation: "batch" (each channel, with running statistics), "position" (over channels) or "published" (over
+        channels, samples and positions).
+      activation: "gelu" (exact, as published) or "relu".
       border: "same" keeps the image's size, "valid" shrinks it in the first and the last convolution, as published.
-      early_pooling: whether another 2 x 2 maximum follows the lifting.
+      lift_stride: pixels from one position of the lifted features to the next.
       pool: "max" or "mean", the read-out.
     """
 
@@ -64,9 +70,10 @@ class AffineClassifierConfig:
     channels: int = 40
     head: int = 256
     dropout: float = 0.3
-    normalisation: Literal["position", "published"] = "position"
+    normalisation: Literal["batch", "position", "published"] = "batch"
+    activation: Literal["gelu", "relu"] = "gelu"
     border: Literal["same", "valid"] = "same"
-    early_pooling: bool = False
+    lift_stride: int = 1
     pool: Literal["max", "mean"] = "max"
 
     def __post_init__(self):
@@ -76,7 +83,8 @@ class AffineClassifierConfig:
                 f"head={self.head}, dropout={self.dropout}; expected positive numbers and a rate in [0, 1)."
             )
         for name, known in (
-            ("normalisation", ("position", "published")),
+            ("normalisation", ("batch", "position", "published")),
+            ("activation", ("gelu", "relu")),
             ("border", ("same", "valid")),
             ("pool", ("max", "mean")),
         ):
@@ -107,8 +115,11 @@ def _dense_init(key: PRNGKey, features_in: int, features_out: int, bias: bool, d
     return params
 
 
-def affine_classifier_init(key: PRNGKey, config: AffineClassifierConfig, *, dtype=jnp.float32) -> PyTree:
-    """Draws parameters.
+_NORMS = ("lift", "first", "second", "block", "last")
+
+
+def affine_classifier_init(key: PRNGKey, config: AffineClassifierConfig, *, dtype=jnp.float32) -> tuple[PyTree, PyTree]:
+    """Draws parameters, and running statistics.
 
     Args:
       key: typed random key.
@@ -117,14 +128,15 @@ def affine_classifier_init(key: PRNGKey, config: AffineClassifierConfig, *, dtyp
 
     Returns:
       Kernels of `lift`, `first`, `second` and `last` (see `affine_kernel_init`), and of the head `hidden` (kernel
-      `[channels, head]`), `norm` (scale and bias `[head]`) and `out` (kernel `[head, num_classes]`, bias).
+      `[channels, head]`), `norm` (scale and bias `[head]`) and `out` (kernel `[head, num_classes]`, bias); for batch
+      normalisation also `norms` (scales and biases `[channels]`). And the statistics, empty for the others.
     """
     key_lift, key_first, key_second, key_last, key_hidden, key_out = jax.random.split(key, 6)
     convolution = {
         name: affine_kernel_init(k, config.kernel, config.channels, config.channels, dtype=dtype)
         for name, k in (("first", key_first), ("second", key_second), ("last", key_last))
     }
-    return {
+    params = {
         "lift": affine_kernel_init(
             key_lift, config.kernel, config.channels_in, config.channels, lifting=True, dtype=dtype
         ),
@@ -133,6 +145,11 @@ def affine_classifier_init(key: PRNGKey, config: AffineClassifierConfig, *, dtyp
         "norm": {"scale": jnp.ones((config.head,), dtype), "bias": jnp.zeros((config.head,), dtype)},
         "out": _dense_init(key_out, config.head, config.num_classes, True, dtype),
     }
+    if config.normalisation != "batch":
+        return params, {}
+    norms = {name: batch_norm_init(config.channels, dtype=dtype) for name in _NORMS}
+    params["norms"] = {name: norm[0] for name, norm in norms.items()}
+    return params, {name: norm[1] for name, norm in norms.items()}
 
 
 def _normalised(x: Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> Array:
@@ -142,36 +159,32 @@ def _normalised(x: Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> Array
     return (wide * lax.rsqrt(variance + np.asarray(epsilon, wide.dtype))).astype(x.dtype)
 
 
-def _halved(x: Array) -> Array:
-    """Maximum over 2 x 2 pixels, `[..., height, width, samples, channels]`; an odd last row or column is dropped."""
-    height, width = x.shape[-4] // 2, x.shape[-3] // 2
-    x = x[..., : 2 * height, : 2 * width, :, :]
-    blocks = x.reshape(*x.shape[:-4], height, 2, width, 2, *x.shape[-2:])
-    return jnp.max(blocks, axis=(-5, -3))
-
-
 def affine_classifier_apply(
     params: PyTree,
+    statistics: PyTree,
     images: Array,
     samples: tuple[GroupSamples, GroupSamples],
     config: AffineClassifierConfig,
     *,
+    training: bool = False,
     key: PRNGKey | None = None,
     precision=lax.Precision.HIGHEST,
-) -> Array:
+) -> tuple[Array, PyTree]:
     """Labels images.
 
     Args:
       params: from `affine_classifier_init`.
+      statistics: from `affine_classifier_init` or an earlier call.
       images: shape `[..., height, width, channels_in]`, dtype of `params`.
       samples: two sets of group elements, matrices `[samples, 2, 2]`: of the lifting and the block, and of the last
         convolution; they may be the same.
       config: static.
-      key: for dropout (training); None for none.
+      training: static; whether batch normalisations use and update the statistics of this batch.
+      key: for dropout; None for none.
       precision: static; of the products.
 
     Returns:
-      Logits, shape `[..., num_classes]`.
+      Logits, shape `[..., num_classes]`, and the statistics.
 
     Raises:
       ValueError: if shapes do not fit.
@@ -180,30 +193,38 @@ def affine_classifier_apply(
       >>> from equivariant_jax.lie import sample_polar
       >>> config = AffineClassifierConfig(AffineKernelConfig(SL2, separable=True), channels=4, head=8)
       >>> samples = sample_polar(jax.random.key(1), 6, SL2)
-      >>> params = affine_classifier_init(jax.random.key(0), config)
-      >>> affine_classifier_apply(params, jnp.zeros((3, 12, 12, 1)), (samples, samples), config).shape
+      >>> params, statistics = affine_classifier_init(jax.random.key(0), config)
+      >>> images = jnp.zeros((3, 12, 12, 1))
+      >>> affine_classifier_apply(params, statistics, images, (samples, samples), config)[0].shape
       (3, 10)
     """
     if images.ndim < 3 or images.shape[-1] != config.channels_in:
         raise ValueError(f"images: got shape {images.shape}, expected [..., height, width, {config.channels_in}].")
     inner, outer = samples
-    axes = (-1,) if config.normalisation == "position" else (-4, -3, -2, -1)
+    axes, after = (-1,) if config.normalisation == "position" else (-4, -3, -2, -1), {}
 
     def active(x: Array) -> Array:
-        return jax.nn.gelu(x, approximate=False)
+        return jax.nn.relu(x) if config.activation == "relu" else jax.nn.gelu(x, approximate=False)
+
+    def normalised(name: str, x: Array) -> Array:
+        if config.normalisation != "batch":
+            return _normalised(x, axes)
+        out, after[name] = batch_norm(params["norms"][name], statistics[name], x, training=training)
+        return out
 
     def convolved(name: str, x: Array, out: GroupSamples, padding: Literal["same", "valid"] = "same") -> Array:
         return affine_group_conv(params[name], x, inner, out, config.kernel, padding=padding, precision=precision)
 
-    x = lift_conv(params["lift"], images, inner, config.kernel, padding=config.border, precision=precision)
-    x = active(_normalised(x, axes))
-    if config.early_pooling:
-        x = _halved(x)
-    y = active(_normalised(convolved("first", x, inner), axes))
-    y = active(_normalised(convolved("second", y, inner), axes))
+    x = lift_conv(
+        params["lift"], images, inner, config.kernel, padding=config.border, stride=config.lift_stride,
+        precision=precision,
+    )  # fmt: skip
+    x = active(normalised("lift", x))
+    y = active(normalised("first", convolved("first", x, inner)))
+    y = active(normalised("second", convolved("second", y, inner)))
     x = active(x + y)
-    x = active(_halved(_normalised(x, axes)))
-    x = active(_normalised(convolved("last", x, outer, config.border), axes))
+    x = active(max_pool(normalised("block", x), axis=-4))
+    x = active(normalised("last", convolved("last", x, outer, config.border)))
     x = group_pool(x, how=config.pool, samples=outer)
     x = jnp.matmul(x, params["hidden"]["kernel"], precision=precision)
     x = _normalised(x, (-1,))
@@ -212,11 +233,12 @@ def affine_classifier_apply(
     if key is not None and config.dropout > 0:
         kept = jax.random.bernoulli(key, 1 - config.dropout, x.shape)
         x = jnp.where(kept, x / np.asarray(1 - config.dropout, x.dtype), jnp.zeros_like(x))
-    return jnp.matmul(x, params["out"]["kernel"], precision=precision) + params["out"]["bias"].reshape(one)
+    return jnp.matmul(x, params["out"]["kernel"], precision=precision) + params["out"]["bias"].reshape(one), after
 
 
 def averaged_probabilities(
     params: PyTree,
+    statistics: PyTree,
     images: Array,
     samples: tuple[GroupSamples, GroupSamples],
     config: AffineClassifierConfig,
@@ -227,6 +249,7 @@ def averaged_probabilities(
 
     Args:
       params: from `affine_classifier_init`.
+      statistics: of batch normalisations, likewise.
       images: shape `[..., height, width, channels_in]`, dtype of `params`.
       samples: as in `affine_classifier_apply`, with a leading axis of sets, `[sets, samples, 2, 2]`.
       config: static.
@@ -237,7 +260,8 @@ def averaged_probabilities(
     """
 
     def one(total: Array, sets: tuple[GroupSamples, GroupSamples]) -> tuple[Array, None]:
-        return total + jax.nn.softmax(affine_classifier_apply(params, images, sets, config, precision=precision)), None
+        logits, _ = affine_classifier_apply(params, statistics, images, sets, config, precision=precision)
+        return total + jax.nn.softmax(logits), None
 
     number = samples[0].log_weight.shape[0]
     shape = (*images.shape[:-3], config.num_classes)
@@ -256,17 +280,31 @@ class AffineClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Array, samples: tuple[GroupSamples, GroupSamples], *, key: PRNGKey | None = None
+        self,
+        images: Array,
+        samples: tuple[GroupSamples, GroupSamples],
+        *,
+        training: bool = False,
+        key: PRNGKey | None = None,
     ) -> Array:
         """Labels images.
 
         Args:
           images: shape `[..., height, width, channels_in]`.
           samples: two sets of group elements, matrices `[samples, 2, 2]`.
+          training: static; batch statistics, kept in the collection `batch_stats`.
           key: for dropout, or None.
 
         Returns:
           Logits, shape `[..., num_classes]`.
         """
-        params = self.param("params", affine_classifier_init, self.config)
-        return affine_classifier_apply(params, images, samples, self.config, key=key)
+        dtype = images.dtype
+        params = self.param("params", lambda key: affine_classifier_init(key, self.config, dtype=dtype)[0])
+        start = lambda: affine_classifier_init(jax.random.key(0), self.config, dtype=dtype)[1]  # noqa: E731
+        statistics = self.variable("batch_stats", "statistics", start)
+        logits, after = affine_classifier_apply(
+            params, statistics.value, images, samples, self.config, training=training, key=key
+        )
+        if training and not self.is_initializing():
+            statistics.value = after
+        return logits

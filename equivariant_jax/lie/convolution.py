@@ -36,6 +36,7 @@ from equivariant_jax.lie.kernels import (
 )
 from equivariant_jax.lie.sampling import GroupSamples
 from equivariant_jax.nn.depthwise import depthwise_convolution
+from equivariant_jax.nn.pooling import global_max
 
 __all__ = ["affine_group_conv", "group_kernel", "group_pool", "lift_conv", "lift_kernel"]
 
@@ -125,7 +126,7 @@ def _measure(samples: GroupSamples, config: AffineKernelConfig) -> Array:
     return samples.weights * jnp.abs(_determinant(samples.inverse))
 
 
-def _convolve(x: Array, kernel: Array, padding: Padding, precision) -> Array:
+def _convolve(x: Array, kernel: Array, padding: Padding, precision, stride: int = 1) -> Array:
     side = kernel.shape[0]
     if padding == "valid" and min(x.shape[-3:-1]) < side:
         raise ValueError(
@@ -133,7 +134,12 @@ def _convolve(x: Array, kernel: Array, padding: Padding, precision) -> Array:
         )
     images = x.reshape(-1, *x.shape[-3:])
     out = lax.conv_general_dilated(
-        images, kernel, (1, 1), padding.upper(), dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+        images,
+        kernel,
+        (stride, stride),
+        padding.upper(),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
     return out.reshape(*x.shape[:-3], *out.shape[1:])
 
@@ -145,6 +151,7 @@ def lift_conv(
     config: AffineKernelConfig,
     *,
     padding: Padding = "same",
+    stride: int = 1,
     precision=lax.Precision.HIGHEST,
 ) -> Array:
     """Lifts images to the group: `F(x, h) = |det h|^-1 sum_u f(u) k(h^-1 (u - x)) size^-2`.
@@ -155,10 +162,11 @@ def lift_conv(
       samples: elements h; matrices `[samples, 2, 2]`; dtype of `params`.
       config: static.
       padding: static; "same" (zeros outside) or "valid".
+      stride: static; pixels from one output to the next.
       precision: static; of the products.
 
     Returns:
-      Features, shape `[..., height, width, samples, channels_out]`.
+      Features, shape `[..., height, width, samples, channels_out]`, of the strided height and width.
 
     Raises:
       ValueError: if shapes do not fit, or `padding` is unknown.
@@ -175,7 +183,7 @@ def lift_conv(
     if image.ndim < 3:
         raise ValueError(f"image: got shape {image.shape}, expected [..., height, width, channels].")
     kernel = lift_kernel(params, samples, config, image.shape[-1])
-    out = _convolve(image, kernel.reshape(*kernel.shape[:3], -1), padding, precision)
+    out = _convolve(image, kernel.reshape(*kernel.shape[:3], -1), padding, precision, stride)
     return out.reshape(*out.shape[:-1], *kernel.shape[3:])
 
 
@@ -274,7 +282,7 @@ def group_pool(features: Array, *, how: Literal["max", "mean"] = "max", samples:
             'channels] and "max" or "mean".'
         )
     if how == "max":
-        return jnp.max(features, axis=(-4, -3, -2))
+        return global_max(features, axes=3)
     if samples is None or samples.log_weight.shape != features.shape[-2:-1]:
         raise ValueError(f"group_pool needs the {features.shape[-2]} samples for a mean.")
     share = samples.weights / jnp.sum(samples.weights)

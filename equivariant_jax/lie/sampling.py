@@ -27,7 +27,7 @@ from equivariant_jax.core.typing import Array, PRNGKey
 from equivariant_jax.lie.decomposition import LinearGroup, haar_log_density_polar, stretch_matrix
 from equivariant_jax.lie.elementary import rotation_exp, symmetric_exp
 
-__all__ = ["GroupSamples", "sample_polar"]
+__all__ = ["GroupSamples", "published_samples", "sample_polar"]
 
 Method = Literal["random", "stratified", "quasi"]
 Proposal = Literal["normal", "ball"]
@@ -179,3 +179,31 @@ def _rotations(u: Array, n: int, max_angle: float) -> tuple[Array, Array]:
     angle = u[..., 2] * np.asarray(max_angle, u.dtype)
     density = jnp.maximum((1 - jnp.cos(angle)) / math.pi, np.asarray(jnp.finfo(u.dtype).tiny, u.dtype))
     return direction * angle[..., None], jnp.log(density * np.asarray(max_angle, u.dtype))
+
+
+def published_samples(key: PRNGKey, num: int, group: LinearGroup, *, dtype=jnp.float32) -> GroupSamples:
+    """Draws samples as the official code does, for comparison: not the Haar measure.
+
+    Rotations are evenly spaced from -pi to pi, both ends included; stretches are `exp(Y / 2)` with normal coordinates
+    of variance 0.1; no sample has a weight, and a sum is not divided by their number.
+
+    Args:
+      key: typed random key.
+      num: static; number of samples, at least one.
+      group: static; with n = 2.
+      dtype: of the samples.
+
+    Returns:
+      The samples, matrices `[num, 2, 2]`; their `weights` are all one.
+
+    Raises:
+      ValueError: if the group's n is not 2, or there is no sample.
+    """
+    if num < 1 or group.n != 2:
+        raise ValueError(f"published_samples got num={num} for {group}; expected at least one sample, and n = 2.")
+    y = jax.random.normal(key, (num, group.num_stretches), dtype) * np.asarray(0.5 * 0.1**0.5, dtype)
+    angles = np.linspace(-math.pi, math.pi, num) if group.rotation else np.zeros(num)
+    rotation = rotation_exp(jnp.asarray(angles[:, None], dtype), 2)
+    x = stretch_matrix(y, group)
+    inverse = jnp.swapaxes(rotation, -1, -2) @ symmetric_exp(-x)
+    return GroupSamples(symmetric_exp(x) @ rotation, inverse, jnp.full((num,), math.log(num), dtype))

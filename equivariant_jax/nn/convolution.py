@@ -108,18 +108,26 @@ def _convolve(x: Array, kernel: Array, *, boundary: Boundary, precision: Any) ->
 
 
 def _correlate(x: Array, y: Array, *, size: int, boundary: Boundary, precision: Any) -> Array:
-    """The kernel's derivative, `sum_nhw x[n, h + i - r, w + j - r] y[n, h, w]`, one matrix product for each (i, j)."""
-    padded, (height, width) = _padded(x, size // 2, boundary), x.shape[1:3]
-    rows = y.reshape(-1, y.shape[-1])
+    """The kernel's derivative, `sum_nhw x[n, h + i - r, w + j - r] y[n, h, w]`."""
+    batch, height, width, channels = x.shape
+    padded, places, zero = _padded(x, size // 2, boundary), range(size), np.int32(0)
     accumulated = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    # Few images at a time, whose moved copies stay in the cache, as one matrix product with a wide right operand: with
+    # one product for each (i, j) over all images the same sum takes 1.7 times as long (128 channels, 28 x 28).
+    wanted = max(1, 512 // (height * width))
+    share = max(d for d in range(1, min(wanted, batch) + 1) if batch % d == 0)
 
-    def product(i: int, j: int) -> Array:
-        moved = padded[:, i : i + height, j : j + width].reshape(-1, x.shape[-1])
-        dimensions = (((0,), (0,)), ((), ()))
-        found = lax.dot_general(moved, rows, dimensions, precision=precision, preferred_element_type=accumulated)
-        return found.astype(x.dtype)
+    def add(step: Array, total: Array) -> Array:
+        at = (step * np.int32(share), zero, zero, zero)
+        images = lax.dynamic_slice(padded, at, (share, *padded.shape[1:]))
+        moved = [images[:, i : i + height, j : j + width] for i in places for j in places]
+        columns = jnp.concatenate(moved, axis=-1).reshape(-1, size * size * channels)
+        rows = lax.dynamic_slice(y, at, (share, *y.shape[1:])).reshape(-1, y.shape[-1]).T
+        return total + jnp.matmul(rows, columns, precision=precision, preferred_element_type=accumulated)
 
-    return jnp.stack([jnp.stack([product(i, j) for j in range(size)]) for i in range(size)])
+    start = jnp.zeros((y.shape[-1], size * size * channels), accumulated)
+    total = lax.fori_loop(zero, np.int32(batch // share), add, start)
+    return total.T.reshape(size, size, channels, y.shape[-1]).astype(x.dtype)
 
 
 def _correlate_by_convolution(x: Array, y: Array, *, size: int, boundary: Boundary, precision: Any) -> Array:

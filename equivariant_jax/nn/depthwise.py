@@ -59,13 +59,17 @@ def depthwise_convolution(
 def _by_shifts(x: Array, kernel: Array, *, boundary: Boundary, precision: Any) -> Array:
     del precision  # sums of products of the operands' own dtype
     size, (height, width) = kernel.shape[0], x.shape[1:3]
-    # Without the barrier XLA recomputes the padding for every pixel of the kernel.
-    padded = lax.optimization_barrier(_padded(x, size // 2, boundary))
-    taps = [(i, j) for i in range(size) for j in range(size)]
-    return sum(
-        (padded[:, i : i + height, j : j + width] * kernel[None, i, j, None, None] for i, j in taps[1:]),
-        start=padded[:, :height, :width] * kernel[None, 0, 0, None, None],
-    )
+
+    # Image by image: the padded image stays in the cache, and XLA can neither make the padding anew for every pixel of
+    # the kernel nor the whole sum for everything that reads it (on a CPU it drops barriers before it fuses).
+    def one(image: Array) -> Array:
+        padded = _padded(image[None], size // 2, boundary)[0]
+        taps = [
+            padded[i : i + height, j : j + width] * kernel[i, j, None, None] for i in range(size) for j in range(size)
+        ]
+        return sum(taps[1:], start=taps[0])
+
+    return lax.map(one, x)
 
 
 def _by_shifts_kernel(x: Array, y: Array, *, size: int, boundary: Boundary, precision: Any) -> Array:
