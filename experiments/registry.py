@@ -99,7 +99,7 @@ SYSTEMS: tuple[System, ...] = (
         "Lie group decompositions (Mironenco, Forré 2024)",
         "2310.11366",
         "lie",
-        "group_convolution",
+        "affine_group_conv",
         "affNIST accuracy above 97.69 % (abstract); later InvarLayer 98.45 %",
     ),
     # Flows

@@ -159,6 +159,5 @@ def warp_image(x: Array, inverse: Array, *, size: int | tuple[int, int] | None =
     limit = np.asarray(4.0 * (height + width), dtype)
     from_right = jnp.where(ahead, jnp.clip(found[0] / depth, -limit, limit), limit)
     from_up = jnp.where(ahead, jnp.clip(found[1] / depth, -limit, limit), limit)
-    return sample_image(
-        x, np.asarray((height - 1) / 2, dtype) - from_up, from_right + np.asarray((width - 1) / 2, dtype)
-    )
+    row, column = jnp.asarray((height - 1) / 2, dtype) - from_up, from_right + jnp.asarray((width - 1) / 2, dtype)
+    return sample_image(x, row, column)

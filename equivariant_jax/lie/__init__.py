@@ -10,6 +10,14 @@ logarithms and measures are elementary.
     integral = jnp.sum(f(samples.matrix) * samples.weights)  # by the Haar measure
 """
 
+from equivariant_jax.lie.classifier import (
+    AffineClassifier,
+    AffineClassifierConfig,
+    affine_classifier_apply,
+    affine_classifier_init,
+    averaged_probabilities,
+    published_classifier,
+)
 from equivariant_jax.lie.convolution import affine_group_conv, group_kernel, group_pool, lift_conv, lift_kernel
 from equivariant_jax.lie.decomposition import (
     GL2,
@@ -44,14 +52,19 @@ __all__ = [
     "SL3",
     "SO2",
     "SO3",
+    "AffineClassifier",
+    "AffineClassifierConfig",
     "AffineKernelConfig",
     "GroupSamples",
     "IwasawaFactors",
     "LinearGroup",
     "R",
+    "affine_classifier_apply",
+    "affine_classifier_init",
     "affine_group_conv",
     "affine_kernel",
     "affine_kernel_init",
+    "averaged_probabilities",
     "coordinates",
     "group_kernel",
     "group_pool",
@@ -64,9 +77,10 @@ __all__ = [
     "lift_kernel",
     "polar_exp",
     "polar_log",
+    "published_classifier",
+    "published_samples",
     "rotation_exp",
     "rotation_log",
-    "published_samples",
     "sample_polar",
     "stretch_coordinates",
     "stretch_matrix",

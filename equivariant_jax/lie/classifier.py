@@ -51,6 +51,7 @@ class AffineClassifierConfig:
 
     Attributes:
       kernel: of all convolutions; the lifting's is not separable.
+      lift_size: pixels across the lifting's unstretched kernel, odd; None for that of `kernel`.
       num_classes: number of labels.
       channels_in: of the images.
       channels: of all features.
@@ -65,6 +66,7 @@ class AffineClassifierConfig:
     """
 
     kernel: AffineKernelConfig = dataclasses.field(default_factory=lambda: AffineKernelConfig(SL2))
+    lift_size: int | None = None
     num_classes: int = 10
     channels_in: int = 1
     channels: int = 40
@@ -75,6 +77,11 @@ class AffineClassifierConfig:
     border: Literal["same", "valid"] = "same"
     lift_stride: int = 1
     pool: Literal["max", "mean"] = "max"
+
+    @property
+    def lift_kernel(self) -> AffineKernelConfig:
+        """Description of the lifting's kernel."""
+        return self.kernel if self.lift_size is None else dataclasses.replace(self.kernel, size=self.lift_size)
 
     def __post_init__(self):
         if min(self.num_classes, self.channels_in, self.channels, self.head) < 1 or not 0 <= self.dropout < 1:
@@ -138,7 +145,7 @@ def affine_classifier_init(key: PRNGKey, config: AffineClassifierConfig, *, dtyp
     }
     params = {
         "lift": affine_kernel_init(
-            key_lift, config.kernel, config.channels_in, config.channels, lifting=True, dtype=dtype
+            key_lift, config.lift_kernel, config.channels_in, config.channels, lifting=True, dtype=dtype
         ),
         **convolution,
         "hidden": _dense_init(key_hidden, config.channels, config.head, False, dtype),
@@ -216,7 +223,7 @@ def affine_classifier_apply(
         return affine_group_conv(params[name], x, inner, out, config.kernel, padding=padding, precision=precision)
 
     x = lift_conv(
-        params["lift"], images, inner, config.kernel, padding=config.border, stride=config.lift_stride,
+        params["lift"], images, inner, config.lift_kernel, padding=config.border, stride=config.lift_stride,
         precision=precision,
     )  # fmt: skip
     x = active(normalised("lift", x))

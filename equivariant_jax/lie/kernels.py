@@ -1,7 +1,11 @@
-r"""Convolution kernels on the plane and on groups of matrices: a sine network of coordinates, cut to a window.
+r"""Convolution kernels on the plane and on groups of matrices: functions of coordinates, cut to a window.
 
     k(x, h) = net([x ; coordinates(h)])                 "full"
     k(x, h) = net_1(x) net_2(coordinates(h))            "separable": depthwise in space, a mix of channels over H
+
+The functions are sine networks, as published, or (`basis="gaussian"`) linear in their parameters: Gaussians around the
+unstretched kernel's pixels, times one and the coordinates of h. The latter is a convolution's usual kernel made smooth,
+and has no frequencies beyond those of the pixel grid, which the networks have unless `frequency` is low.
 
 `x` is a position in units in which the unstretched kernel is the disc of radius one, `size` pixels across; h is in
 polar coordinates, of which the network sees those of the stretch and the cosine and sine of the angle, or the angle
@@ -29,6 +33,7 @@ from jax import lax
 
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
 from equivariant_jax.lie.decomposition import LinearGroup, coordinates
+from equivariant_jax.lie.elementary import rotation_exp
 from equivariant_jax.nn.sine import sine_network_apply, sine_network_init
 
 __all__ = ["AffineKernelConfig", "affine_kernel", "affine_kernel_init", "kernel_grid"]
@@ -44,6 +49,8 @@ class AffineKernelConfig:
       reach: half side of the grid of pixels in units of the unstretched kernel's radius; the published layout has 1.
       hidden: widths of the sine layers.
       frequency: factor inside of the sines.
+      basis: "sine" (a network) or "gaussian" (linear in the parameters; then `hidden` and `frequency` have no meaning).
+      width: of the Gaussians, their standard deviation in pixels.
       angles: "circle" (cosine and sine; for n = 3 the rotation's entries), "principal" (in (-pi, pi]), or "published"
         (in [0, 2 pi), n = 2 only: a kernel with a jump at zero, for comparison).
       window: in space: "disc", "bump", "logistic" or "none".
@@ -57,6 +64,8 @@ class AffineKernelConfig:
     reach: float = 1.0
     hidden: tuple[int, ...] = (60, 60, 60)
     frequency: float = 10.0
+    basis: Literal["sine", "gaussian"] = "sine"
+    width: float = 0.6
     angles: Literal["circle", "principal", "published"] = "circle"
     window: Literal["disc", "bump", "logistic", "none"] = "bump"
     group_radius: float | None = None
@@ -75,6 +84,8 @@ class AffineKernelConfig:
                 f'angles: got {self.angles!r} for n = {self.group.n}; expected "circle", "principal", or "published" '
                 "with n = 2."
             )
+        if self.basis not in ("sine", "gaussian") or self.width <= 0:
+            raise ValueError(f'got basis={self.basis!r}, width={self.width}; expected "sine" or "gaussian", positive.')
         if self.window not in ("disc", "bump", "logistic", "none"):
             raise ValueError(f'window: got {self.window!r}, expected "disc", "bump", "logistic" or "none".')
         if self.group_radius is not None and self.group_radius <= 0:
@@ -133,9 +144,9 @@ def affine_kernel_init(
       dtype: of the parameters.
 
     Returns:
-      Full or lifting: `{"full": sine network}` with `channels_in * channels_out` values; separable:
-      `{"space": sine network, "group": sine network}` with `channels_out` and `channels_in * channels_out` values.
-      Their layers' kernels have shape `[in, out]`.
+      Full or lifting: `{"full": function}` with `channels_in * channels_out` values; separable: `{"space": function,
+      "group": function}` with `channels_out` and `channels_in * channels_out` values. A function is a tuple of layers,
+      whose kernels have shape `[in, out]`.
 
     Raises:
       ValueError: if a number of channels is below one.
@@ -145,16 +156,22 @@ def affine_kernel_init(
     space, both = config.group.n, config.group.n + config.num_group_inputs
     values = channels_in * channels_out
 
-    def network(key, inputs, outputs, gain):
+    pixels, terms = config.size**space, 1 + config.num_group_inputs
+
+    def function(key, inputs, features, outputs, gain):
+        if config.basis == "gaussian":
+            bound = math.sqrt(3.0) * gain
+            return ({"kernel": jax.random.uniform(key, (features, outputs), dtype, -bound, bound)},)
         widths = (inputs, *config.hidden, outputs)
         return sine_network_init(key, widths, frequency=config.frequency, gain=gain, dtype=dtype)
 
     if lifting or not config.separable:
-        return {"full": network(key, space if lifting else both, values, config.size / math.sqrt(channels_in))}
+        features = pixels if lifting else pixels * terms
+        return {"full": function(key, space if lifting else both, features, values, config.size / channels_in**0.5)}
     key_space, key_group = jax.random.split(key)
     return {
-        "space": network(key_space, space, channels_out, float(config.size)),
-        "group": network(key_group, config.num_group_inputs, values, 1 / math.sqrt(channels_in)),
+        "space": function(key_space, space, pixels, channels_out, float(config.size)),
+        "group": function(key_group, config.num_group_inputs, terms, values, channels_in**-0.5),
     }
 
 
@@ -171,10 +188,31 @@ def _inputs(h: Array, config: AffineKernelConfig) -> tuple[Array, Array]:
     if config.group.n == 2:
         turned = [jnp.cos(angle), jnp.sin(angle)]
     else:
-        from equivariant_jax.lie.elementary import rotation_exp
-
         turned = [rotation_exp(angle, config.group.n).reshape(*angle.shape[:-1], config.group.n**2)]
     return jnp.concatenate([stretch, *turned], axis=-1), found
+
+
+def _evaluate(params: PyTree, x: Array | None, seen: Array | None, config: AffineKernelConfig, precision) -> Array:
+    """Values of a function of positions `[..., n]`, of the view of group elements `[..., inputs]`, or of both."""
+    if config.basis == "sine":
+        inputs = [part for part in (x, seen) if part is not None]
+        return sine_network_apply(
+            params, jnp.concatenate(inputs, axis=-1), frequency=config.frequency, precision=precision
+        )
+    features = None
+    if x is not None:
+        line = (np.arange(config.size) - config.size // 2) * (2.0 / config.size)
+        places = np.stack(np.meshgrid(*[line] * config.group.n, indexing="ij"), axis=-1).reshape(-1, config.group.n)
+        centres = np.asarray(places, x.dtype).reshape((1,) * (x.ndim - 1) + places.shape)
+        square = jnp.sum(jnp.square(x[..., None, :] - centres), axis=-1)
+        features = jnp.exp(square * np.asarray(-0.5 * (config.size / (2 * config.width)) ** 2, x.dtype))
+    if seen is not None:
+        terms = jnp.concatenate([jnp.ones_like(seen[..., :1]), seen], axis=-1)
+        features = terms if features is None else features[..., :, None] * terms[..., None, :]
+        features = features.reshape(*seen.shape[:-1], -1)
+    if features is None:
+        raise ValueError("a kernel is a function of positions, group elements or both; got neither.")
+    return jnp.matmul(features, params[0]["kernel"], precision=precision)
 
 
 def _bump(square: Array) -> Array:
@@ -244,22 +282,20 @@ def affine_kernel(
             raise ValueError("affine_kernel got no group elements; a separable kernel needs them.")
         space, group = space_factor(params, x, config), group_factor(params, h, config, channels_in)
         return space[..., None, :] * group
-    out = network_values(params["full"], x, h, config, precision)
+    out = full_values(params["full"], x, h, config, precision)
     return out.reshape(*out.shape[:-1], channels_in, -1)
 
 
-def network_values(params: PyTree, x: Array, h: Array | None, config: AffineKernelConfig, precision) -> Array:
+def full_values(params: PyTree, x: Array, h: Array | None, config: AffineKernelConfig, precision) -> Array:
     """Values of a full kernel, `[..., channels_in * channels_out]`."""
-    window = _space_window(x, config)
-    inputs, square = x, jnp.sum(jnp.square(x), axis=-1)
+    window, square, seen = _space_window(x, config), jnp.sum(jnp.square(x), axis=-1), None
     if h is not None:
         seen, found = _inputs(h, config)
-        inputs = jnp.concatenate([x, seen], axis=-1)
         window = window * _group_window(found, config)
         square = square + jnp.sum(jnp.square(found), axis=-1)
     if config.window == "logistic":
         window = window * _logistic(square)
-    return sine_network_apply(params, inputs, frequency=config.frequency, precision=precision) * window[..., None]
+    return _evaluate(params, x, seen, config, precision) * window[..., None]
 
 
 def space_factor(params: PyTree, x: Array, config: AffineKernelConfig, precision=lax.Precision.HIGHEST) -> Array:
@@ -267,7 +303,7 @@ def space_factor(params: PyTree, x: Array, config: AffineKernelConfig, precision
     window = _space_window(x, config)
     if config.window == "logistic":
         window = window * _logistic(jnp.sum(jnp.square(x), axis=-1))
-    return sine_network_apply(params["space"], x, frequency=config.frequency, precision=precision) * window[..., None]
+    return _evaluate(params["space"], x, None, config, precision) * window[..., None]
 
 
 def group_factor(
@@ -278,5 +314,5 @@ def group_factor(
     window = _group_window(found, config)
     if config.window == "logistic":
         window = window * _logistic(jnp.sum(jnp.square(found), axis=-1))
-    out = sine_network_apply(params["group"], seen, frequency=config.frequency, precision=precision)
+    out = _evaluate(params["group"], None, seen, config, precision)
     return (out * window[..., None]).reshape(*h.shape[:-2], channels_in, -1)

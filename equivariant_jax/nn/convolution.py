@@ -118,7 +118,7 @@ def _correlate(x: Array, y: Array, *, size: int, boundary: Boundary, precision: 
     share = max(d for d in range(1, min(wanted, batch) + 1) if batch % d == 0)
 
     def add(step: Array, total: Array) -> Array:
-        at = (step * np.int32(share), zero, zero, zero)
+        at = (step.astype(np.int32) * np.int32(share), zero, zero, zero)
         images = lax.dynamic_slice(padded, at, (share, *padded.shape[1:]))
         moved = [images[:, i : i + height, j : j + width] for i in places for j in places]
         columns = jnp.concatenate(moved, axis=-1).reshape(-1, size * size * channels)

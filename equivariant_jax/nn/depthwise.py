@@ -81,6 +81,7 @@ def _by_shifts_kernel(x: Array, y: Array, *, size: int, boundary: Boundary, prec
     # Row by row into one sum that stays in the cache: reductions of whole arrays, one for each pixel of the kernel,
     # would read them with long strides and take sixty times as long.
     def add_row(image: Array, h: Array, total: Array) -> Array:
+        image, h = image.astype(np.int32), h.astype(np.int32)
         window = lax.dynamic_slice(padded, (image, h, zero, zero), (1, size, padded.shape[2], channels))[0]
         row = lax.dynamic_slice(y, (image, h, zero, zero), (1, 1, width, channels))[0, 0]
         return total + jnp.stack([jnp.stack([window[i, j : j + width] * row for j in taps]) for i in taps])

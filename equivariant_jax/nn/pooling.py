@@ -1,7 +1,7 @@
 """Maxima over positions whose gradients are right under every compiler.
 
-The gradient of `jnp.max` looks for the entries that equal the maximum. A compiler may compute those entries a second time
-and round them otherwise; then none is equal, and the gradient is 0 / 0. These maxima remember the place.
+The gradient of `jnp.max` looks for the entries that equal the maximum. A compiler may compute those entries a second
+time and round them otherwise; then none is equal, and the gradient is 0 / 0. These maxima remember the place.
 """
 
 import math
