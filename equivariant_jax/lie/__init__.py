@@ -41,6 +41,12 @@ from equivariant_jax.lie.decomposition import (
     stretch_matrix,
 )
 from equivariant_jax.lie.elementary import rotation_exp, rotation_log, symmetric_exp, symmetric_log
+from equivariant_jax.lie.homography import (
+    homography_action,
+    homography_conv,
+    homography_conv_init,
+    homography_lift,
+)
 from equivariant_jax.lie.kernels import AffineKernelConfig, affine_kernel, affine_kernel_init, kernel_grid
 from equivariant_jax.lie.sampling import GroupSamples, published_samples, sample_polar
 
@@ -70,6 +76,10 @@ __all__ = [
     "group_pool",
     "haar_log_density_iwasawa",
     "haar_log_density_polar",
+    "homography_action",
+    "homography_conv",
+    "homography_conv_init",
+    "homography_lift",
     "iwasawa",
     "iwasawa_product",
     "kernel_grid",
