@@ -101,6 +101,7 @@ SYSTEMS: tuple[System, ...] = (
         "lie",
         "affine_group_conv",
         "affNIST accuracy above 97.69 % (abstract); later InvarLayer 98.45 %",
+        "lie.affine_mnist",
     ),
     # Flows
     System(

@@ -16,6 +16,7 @@ relabelling of atoms.
 - `interatomic`: a MACE-like interatomic potential on either kind of product; energies, exact forces, stress.
 - `equiformer`: a graph transformer after EquiformerV2 with the Gaunt self-interaction.
 - `steerable`: steerable message passing (SEGNN) on either kind of product.
+- `vectors`, `motion`: channels of vectors in any dimension; motion of interacting points (EqMotion).
 - `pair_potential`: a linear pair potential by ridge regression, the baseline.
 - `dynamics`: potentials as ASE calculators (molecular dynamics, relaxation).
 
@@ -64,6 +65,7 @@ from equivariant_jax.euclidean.irreps import (
 from equivariant_jax.euclidean.irreps_array import from_irreps_array, spherical_product, to_irreps_array
 from equivariant_jax.euclidean.many_body import gaunt_polynomial, gaunt_power
 from equivariant_jax.euclidean.modules import GauntConvolution, GauntSelfInteraction, SphericalProduct
+from equivariant_jax.euclidean.motion import EqMotion, MotionConfig, eqmotion_apply, eqmotion_init
 from equivariant_jax.euclidean.neighbours import NeighbourSlots, neighbour_slots
 from equivariant_jax.euclidean.pair_potential import PairPotential, fit_pair_potential, pair_features
 from equivariant_jax.euclidean.quadrature import (
@@ -83,12 +85,14 @@ from equivariant_jax.euclidean.steerable import (
 from equivariant_jax.euclidean.symmetric_contraction import contraction_paths, symmetric_contraction
 
 __all__ = [
+    "EqMotion",
     "Equiformer",
     "EquiformerConfig",
     "EquiformerOutput",
     "GauntConvolution",
     "GauntSelfInteraction",
     "InteratomicPotential",
+    "MotionConfig",
     "NeighbourSlots",
     "PairPotential",
     "PotentialConfig",
@@ -109,6 +113,8 @@ __all__ = [
     "degree_slices",
     "edge_frames",
     "energy_and_forces",
+    "eqmotion_apply",
+    "eqmotion_init",
     "equiformer_apply",
     "equiformer_block",
     "equiformer_init",

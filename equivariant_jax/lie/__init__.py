@@ -18,7 +18,14 @@ from equivariant_jax.lie.classifier import (
     averaged_probabilities,
     published_classifier,
 )
-from equivariant_jax.lie.convolution import affine_group_conv, group_kernel, group_pool, lift_conv, lift_kernel
+from equivariant_jax.lie.convolution import (
+    affine_group_conv,
+    group_kernel,
+    group_measure,
+    group_pool,
+    lift_conv,
+    lift_kernel,
+)
 from equivariant_jax.lie.decomposition import (
     GL2,
     GL3,
@@ -48,6 +55,7 @@ from equivariant_jax.lie.homography import (
     homography_lift,
 )
 from equivariant_jax.lie.kernels import AffineKernelConfig, affine_kernel, affine_kernel_init, kernel_grid
+from equivariant_jax.lie.normalisation import moment_norm, moment_norm_init
 from equivariant_jax.lie.sampling import GroupSamples, published_samples, sample_polar
 
 __all__ = [
@@ -73,6 +81,7 @@ __all__ = [
     "averaged_probabilities",
     "coordinates",
     "group_kernel",
+    "group_measure",
     "group_pool",
     "haar_log_density_iwasawa",
     "haar_log_density_polar",
@@ -85,6 +94,8 @@ __all__ = [
     "kernel_grid",
     "lift_conv",
     "lift_kernel",
+    "moment_norm",
+    "moment_norm_init",
     "polar_exp",
     "polar_log",
     "published_classifier",

@@ -1,6 +1,6 @@
 r"""Labels images by affine group convolutions; the label's scores do not change when a transformation moves the image.
 
-    lifting -> norm, GELU -> residual block (two group convolutions) -> norm -> 2 x 2 maximum -> GELU
+    lifting -> norm, GELU -> residual block (two group convolutions) -> norm -> 2 x 2 pooling -> GELU
             -> group convolution -> norm, GELU -> maximum over positions and samples -> two dense layers
 
 Law: `logits(L_g f) == logits(f)` for affine g, up to the errors of sampling the plane and the group (see
@@ -8,17 +8,17 @@ Law: `logits(L_g f) == logits(f)` for affine g, up to the errors of sampling the
 
 `published_classifier` has the settings of the paper's code (339,102 parameters for SL(2), 339,282 for GL+(2)), whose
 samples are drawn anew in every call (`published_samples`). What this module changes by default, since the layers are
-then closer to the law: kernels that see angles without a jump and are not cut off, weighted integrals, batch
-normalisation, whose statistics are fixed at evaluation (the published one is over channels, samples and positions of
-each image, so that it changes with the border and with the samples; over the channels of each position it would be
-equivariant as well, but blows up what faint rests of a feature there are around the ink), zeros outside of the image
-where the background is zero.
+then closer to the law: kernels that see angles without a jump and are not cut off, weighted integrals, zeros outside of
+the image where the background is zero, and the normalisation (`lie.normalisation`). The published one is over
+channels, samples and positions of each image, so that it changes with the border and with the samples. Running
+statistics ("batch") are equivariant, but an image that a transformation has blurred has another contrast than those of
+the training; over the channels of each position ("position") it is equivariant as well, but blows up what faint rests
+of a feature there are around the ink.
 
 Reference: Mironenco & Forre 2024, arXiv:2310.11366, section 5, and its official code.
 """
 
 import dataclasses
-import math
 from typing import Literal
 
 import flax.linen as nn
@@ -31,9 +31,11 @@ from equivariant_jax.core.typing import Array, PRNGKey, PyTree
 from equivariant_jax.lie.convolution import affine_group_conv, group_pool, lift_conv
 from equivariant_jax.lie.decomposition import SL2, LinearGroup
 from equivariant_jax.lie.kernels import AffineKernelConfig, affine_kernel_init
+from equivariant_jax.lie.normalisation import moment_norm, moment_norm_init
 from equivariant_jax.lie.sampling import GroupSamples
+from equivariant_jax.nn.dense import dense_apply, dense_init
 from equivariant_jax.nn.normalisation import batch_norm, batch_norm_init
-from equivariant_jax.nn.pooling import max_pool
+from equivariant_jax.nn.pooling import max_pool, mean_pool
 
 __all__ = [
     "AffineClassifier",
@@ -54,14 +56,17 @@ class AffineClassifierConfig:
       lift_size: pixels across the lifting's unstretched kernel, odd; None for that of `kernel`.
       num_classes: number of labels.
       channels_in: of the images.
-      channels: of all features.
+      channels: of the features before the block, and, without `wide`, of all features.
+      wide: channels of the block and of what follows, None for `channels`. With another number the block's shortcut
+        mixes channels at each position and sample.
       head: width of the hidden dense layer.
       dropout: rate before the last layer.
-      normalisation: "batch" (each channel, with running statistics), "position" (over channels) or "published" (over
-        channels, samples and positions).
+      normalisation: "moments" (see `moment_norm`), "batch" (each channel, with running statistics), "position" (over
+        channels) or "published" (over channels, samples and positions).
       activation: "gelu" (exact, as published) or "relu".
       border: "same" keeps the image's size, "valid" shrinks it in the first and the last convolution, as published.
       lift_stride: pixels from one position of the lifted features to the next.
+      downsample: what follows the block: the "max" of 2 x 2 positions, as published, their "mean", or "none".
       pool: "max" or "mean", the read-out.
     """
 
@@ -70,13 +75,20 @@ class AffineClassifierConfig:
     num_classes: int = 10
     channels_in: int = 1
     channels: int = 40
+    wide: int | None = None
     head: int = 256
     dropout: float = 0.3
-    normalisation: Literal["batch", "position", "published"] = "batch"
+    normalisation: Literal["moments", "batch", "position", "published"] = "moments"
     activation: Literal["gelu", "relu"] = "gelu"
     border: Literal["same", "valid"] = "same"
     lift_stride: int = 1
+    downsample: Literal["max", "mean", "none"] = "max"
     pool: Literal["max", "mean"] = "max"
+
+    @property
+    def width(self) -> int:
+        """Channels of the block and of what follows."""
+        return self.channels if self.wide is None else self.wide
 
     @property
     def lift_kernel(self) -> AffineKernelConfig:
@@ -84,15 +96,20 @@ class AffineClassifierConfig:
         return self.kernel if self.lift_size is None else dataclasses.replace(self.kernel, size=self.lift_size)
 
     def __post_init__(self):
-        if min(self.num_classes, self.channels_in, self.channels, self.head) < 1 or not 0 <= self.dropout < 1:
+        if (
+            min(self.num_classes, self.channels_in, self.channels, self.width, self.head) < 1
+            or not 0 <= self.dropout < 1
+        ):
             raise ValueError(
                 f"got num_classes={self.num_classes}, channels_in={self.channels_in}, channels={self.channels}, "
-                f"head={self.head}, dropout={self.dropout}; expected positive numbers and a rate in [0, 1)."
+                f"wide={self.wide}, head={self.head}, dropout={self.dropout}; expected positive numbers and a rate in "
+                "[0, 1)."
             )
         for name, known in (
-            ("normalisation", ("batch", "position", "published")),
+            ("normalisation", ("moments", "batch", "position", "published")),
             ("activation", ("gelu", "relu")),
             ("border", ("same", "valid")),
+            ("downsample", ("max", "mean", "none")),
             ("pool", ("max", "mean")),
         ):
             if getattr(self, name) not in known:
@@ -113,15 +130,6 @@ def published_classifier(group: LinearGroup = SL2) -> AffineClassifierConfig:
     return AffineClassifierConfig(kernel, normalisation="published", border="valid")
 
 
-def _dense_init(key: PRNGKey, features_in: int, features_out: int, bias: bool, dtype) -> PyTree:
-    bound = 1 / math.sqrt(features_in)
-    key_kernel, key_bias = jax.random.split(key)
-    params = {"kernel": jax.random.uniform(key_kernel, (features_in, features_out), dtype, -bound, bound)}
-    if bias:
-        params["bias"] = jax.random.uniform(key_bias, (features_out,), dtype, -bound, bound)
-    return params
-
-
 _NORMS = ("lift", "first", "second", "block", "last")
 
 
@@ -134,27 +142,39 @@ def affine_classifier_init(key: PRNGKey, config: AffineClassifierConfig, *, dtyp
       dtype: of the parameters.
 
     Returns:
-      Kernels of `lift`, `first`, `second` and `last` (see `affine_kernel_init`), and of the head `hidden` (kernel
-      `[channels, head]`), `norm` (scale and bias `[head]`) and `out` (kernel `[head, num_classes]`, bias); for batch
-      normalisation also `norms` (scales and biases `[channels]`). And the statistics, empty for the others.
+      Kernels of `lift`, `first`, `second` and `last` (see `affine_kernel_init`), of the block's `shortcut` where
+      channels change (`[channels, wide]`), and of the head `hidden` (`[channels, head]`), `norm` (scale and bias
+      `[head]`) and `out` (kernel `[head, num_classes]`, bias); with "moments" and "batch" also `norms` (scales and
+      biases `[channels]`). And the running statistics, empty but for "batch".
     """
     key_lift, key_first, key_second, key_last, key_hidden, key_out = jax.random.split(key, 6)
+    width = {name: config.channels if name == "lift" else config.width for name in _NORMS}
     convolution = {
-        name: affine_kernel_init(k, config.kernel, config.channels, config.channels, dtype=dtype)
-        for name, k in (("first", key_first), ("second", key_second), ("last", key_last))
-    }
+        name: affine_kernel_init(k, config.kernel, channels_in, config.width, dtype=dtype)
+        for name, k, channels_in in (
+            ("first", key_first, config.channels),
+            ("second", key_second, config.width),
+            ("last", key_last, config.width),
+        )
+    }  # fmt: skip
+    if config.width != config.channels:
+        key_shortcut = jax.random.fold_in(key_first, 1)
+        convolution["shortcut"] = dense_init(key_shortcut, config.channels, config.width, use_bias=False, dtype=dtype)
     params = {
         "lift": affine_kernel_init(
             key_lift, config.lift_kernel, config.channels_in, config.channels, lifting=True, dtype=dtype
         ),
         **convolution,
-        "hidden": _dense_init(key_hidden, config.channels, config.head, False, dtype),
+        "hidden": dense_init(key_hidden, config.width, config.head, use_bias=False, dtype=dtype),
         "norm": {"scale": jnp.ones((config.head,), dtype), "bias": jnp.zeros((config.head,), dtype)},
-        "out": _dense_init(key_out, config.head, config.num_classes, True, dtype),
+        "out": dense_init(key_out, config.head, config.num_classes, dtype=dtype),
     }
+    if config.normalisation == "moments":
+        params["norms"] = {name: moment_norm_init(width[name], dtype=dtype) for name in _NORMS}
+        return params, {}
     if config.normalisation != "batch":
         return params, {}
-    norms = {name: batch_norm_init(config.channels, dtype=dtype) for name in _NORMS}
+    norms = {name: batch_norm_init(width[name], dtype=dtype) for name in _NORMS}
     params["norms"] = {name: norm[0] for name, norm in norms.items()}
     return params, {name: norm[1] for name, norm in norms.items()}
 
@@ -213,11 +233,13 @@ def affine_classifier_apply(
     def active(x: Array) -> Array:
         return jax.nn.relu(x) if config.activation == "relu" else jax.nn.gelu(x, approximate=False)
 
-    def normalised(name: str, x: Array) -> Array:
+    def normalised(name: str, x: Array, where: GroupSamples = inner) -> Array:
+        if config.normalisation == "moments":
+            return moment_norm(params["norms"][name], x, where, config.kernel.group, active)
         if config.normalisation != "batch":
-            return _normalised(x, axes)
+            return active(_normalised(x, axes))
         out, after[name] = batch_norm(params["norms"][name], statistics[name], x, training=training)
-        return out
+        return active(out)
 
     def convolved(name: str, x: Array, out: GroupSamples, padding: Literal["same", "valid"] = "same") -> Array:
         return affine_group_conv(params[name], x, inner, out, config.kernel, padding=padding, precision=precision)
@@ -226,21 +248,24 @@ def affine_classifier_apply(
         params["lift"], images, inner, config.lift_kernel, padding=config.border, stride=config.lift_stride,
         precision=precision,
     )  # fmt: skip
-    x = active(normalised("lift", x))
-    y = active(normalised("first", convolved("first", x, inner)))
-    y = active(normalised("second", convolved("second", y, inner)))
-    x = active(x + y)
-    x = active(max_pool(normalised("block", x), axis=-4))
-    x = active(normalised("last", convolved("last", x, outer, config.border)))
+    x = normalised("lift", x)
+    y = normalised("first", convolved("first", x, inner))
+    y = normalised("second", convolved("second", y, inner))
+    if "shortcut" in params:
+        x = dense_apply(params["shortcut"], x, precision=precision)
+    x = normalised("block", active(x + y))
+    if config.downsample != "none":
+        x = (max_pool if config.downsample == "max" else mean_pool)(x, axis=-4)
+    x = normalised("last", convolved("last", x, outer, config.border), outer)
     x = group_pool(x, how=config.pool, samples=outer)
-    x = jnp.matmul(x, params["hidden"]["kernel"], precision=precision)
+    x = dense_apply(params["hidden"], x, precision=precision)
     x = _normalised(x, (-1,))
     one = (1,) * (x.ndim - 1) + (-1,)
     x = active(x * params["norm"]["scale"].reshape(one) + params["norm"]["bias"].reshape(one))
     if key is not None and config.dropout > 0:
         kept = jax.random.bernoulli(key, 1 - config.dropout, x.shape)
         x = jnp.where(kept, x / np.asarray(1 - config.dropout, x.dtype), jnp.zeros_like(x))
-    return jnp.matmul(x, params["out"]["kernel"], precision=precision) + params["out"]["bias"].reshape(one), after
+    return dense_apply(params["out"], x, precision=precision), after
 
 
 def averaged_probabilities(
@@ -306,7 +331,7 @@ class AffineClassifier(nn.Module):
           Logits, shape `[..., num_classes]`.
         """
         dtype = images.dtype
-        params = self.param("params", lambda key: affine_classifier_init(key, self.config, dtype=dtype)[0])
+        params = self.param("classifier", lambda key: affine_classifier_init(key, self.config, dtype=dtype)[0])
         start = lambda: affine_classifier_init(jax.random.key(0), self.config, dtype=dtype)[1]  # noqa: E731
         statistics = self.variable("batch_stats", "statistics", start)
         logits, after = affine_classifier_apply(

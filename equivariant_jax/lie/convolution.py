@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from equivariant_jax.core.typing import Array, PyTree
+from equivariant_jax.lie.decomposition import LinearGroup
 from equivariant_jax.lie.kernels import (
     AffineKernelConfig,
     affine_kernel,
@@ -38,7 +39,7 @@ from equivariant_jax.lie.sampling import GroupSamples
 from equivariant_jax.nn.depthwise import depthwise_convolution
 from equivariant_jax.nn.pooling import global_max
 
-__all__ = ["affine_group_conv", "group_kernel", "group_pool", "lift_conv", "lift_kernel"]
+__all__ = ["affine_group_conv", "group_kernel", "group_measure", "group_pool", "lift_conv", "lift_kernel"]
 
 Padding = Literal["same", "valid"]
 
@@ -110,7 +111,7 @@ def group_kernel(
     x = jnp.broadcast_to(x[:, :, :, None], (*shape, 2))
     h = jnp.broadcast_to(relative[:, None, None], (*shape, 2, 2))
     kernel = affine_kernel(params, x, h, config, channels_in)
-    kernel = kernel * _measure(samples_in, config)[None, None, None, :, None, None]
+    kernel = kernel * group_measure(samples_in, config.group)[None, None, None, :, None, None]
     return jnp.moveaxis(kernel * np.asarray(config.size**-2, kernel.dtype), 0, 4)
 
 
@@ -119,9 +120,17 @@ def _relative(samples_in: GroupSamples, samples_out: GroupSamples) -> Array:
     return jnp.einsum("oij,sjk->osik", samples_out.inverse, samples_in.matrix, precision=lax.Precision.HIGHEST)
 
 
-def _measure(samples: GroupSamples, config: AffineKernelConfig) -> Array:
-    """What each sample counts in the group's integral, `w_v |det v|^-1`, `[samples]`."""
-    if config.group.preserves_volume:
+def group_measure(samples: GroupSamples, group: LinearGroup) -> Array:
+    """What each sample counts in an integral over features, `w_v |det v|^-1`.
+
+    Args:
+      samples: elements v with weights, matrices `[samples, 2, 2]`.
+      group: static.
+
+    Returns:
+      Array, shape `[samples]`.
+    """
+    if group.preserves_volume:
         return samples.weights
     return samples.weights * jnp.abs(_determinant(samples.inverse))
 
@@ -243,7 +252,7 @@ def affine_group_conv(
         out = _convolve(flat, merged, padding, precision)
         return out.reshape(*out.shape[:-1], *kernel.shape[4:])
     mix = group_factor(params, _relative(samples_in, samples_out), config, channels_in)
-    mix = mix * _measure(samples_in, config)[None, :, None, None]
+    mix = mix * group_measure(samples_in, config.group)[None, :, None, None]
     mixed = jnp.einsum("...sc,oscd->...od", features, mix, precision=precision)
     space = space_factor(params, _positions(samples_out, config), config) * np.asarray(config.size**-2, mix.dtype)
     kernel = jnp.moveaxis(space, 0, 2)

@@ -158,9 +158,10 @@ def affine_kernel_init(
 
     pixels, terms = config.size**space, 1 + config.num_group_inputs
 
-    def function(key, inputs, features, outputs, gain):
+    def function(key, inputs, features, outputs, gain, unit=pixels):
         if config.basis == "gaussian":
-            bound = math.sqrt(3.0) * gain
+            # In the units of an ordinary convolution's weights, so that usual learning rates suit them.
+            bound = math.sqrt(3.0) * gain / unit
             return ({"kernel": jax.random.uniform(key, (features, outputs), dtype, -bound, bound)},)
         widths = (inputs, *config.hidden, outputs)
         return sine_network_init(key, widths, frequency=config.frequency, gain=gain, dtype=dtype)
@@ -171,7 +172,7 @@ def affine_kernel_init(
     key_space, key_group = jax.random.split(key)
     return {
         "space": function(key_space, space, pixels, channels_out, float(config.size)),
-        "group": function(key_group, config.num_group_inputs, terms, values, channels_in**-0.5),
+        "group": function(key_group, config.num_group_inputs, terms, values, channels_in**-0.5, 1),
     }
 
 
@@ -206,6 +207,7 @@ def _evaluate(params: PyTree, x: Array | None, seen: Array | None, config: Affin
         centres = np.asarray(places, x.dtype).reshape((1,) * (x.ndim - 1) + places.shape)
         square = jnp.sum(jnp.square(x[..., None, :] - centres), axis=-1)
         features = jnp.exp(square * np.asarray(-0.5 * (config.size / (2 * config.width)) ** 2, x.dtype))
+        features = features * np.asarray(config.size**config.group.n, x.dtype)
     if seen is not None:
         terms = jnp.concatenate([jnp.ones_like(seen[..., :1]), seen], axis=-1)
         features = terms if features is None else features[..., :, None] * terms[..., None, :]

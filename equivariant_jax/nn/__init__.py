@@ -12,10 +12,11 @@
 """
 
 from equivariant_jax.nn.convolution import convolution, convolution_init
+from equivariant_jax.nn.dense import dense_apply, dense_init
 from equivariant_jax.nn.depthwise import depthwise_convolution
 from equivariant_jax.nn.mlp import MLP, mlp_apply, mlp_init, unit_silu
 from equivariant_jax.nn.normalisation import batch_norm, batch_norm_init
-from equivariant_jax.nn.pooling import global_max, max_pool
+from equivariant_jax.nn.pooling import global_max, max_pool, mean_pool
 from equivariant_jax.nn.sine import sine_network_apply, sine_network_init
 
 __all__ = [
@@ -24,9 +25,12 @@ __all__ = [
     "batch_norm_init",
     "convolution",
     "convolution_init",
+    "dense_apply",
+    "dense_init",
     "depthwise_convolution",
     "global_max",
     "max_pool",
+    "mean_pool",
     "mlp_apply",
     "mlp_init",
     "sine_network_apply",

@@ -29,7 +29,7 @@ from equivariant_jax.lie import (
 )
 from experiments.benchmarks.harness import Case
 
-__all__ = ["PRESETS", "Config", "cases", "claims"]
+__all__ = ["PRESETS", "Config", "cases", "claims", "tables"]
 
 CARD = "lie_group_decompositions"
 OURS, FULL, LAYOUT, TORCH = "separable", "full", "published layout", "PyTorch"
@@ -177,3 +177,27 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                      "holds": value >= 1.0}
                 )  # fmt: skip
     return found
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Makes the table of all committed results: times as ratios to ours, memory of temporaries.
+
+    Args:
+      found: results by file stem.
+
+    Returns:
+      README marker -> Markdown.
+    """
+    peers = (FULL, LAYOUT, TORCH)
+    lines = [
+        "| case | separable | full | published layout | PyTorch | compile "
+        "| memory: separable | full | published layout |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in found.values():
+        for row in result["rows"]:
+            ratios = [f"{row['ratios'][name]:.2g}x" if name in row["ratios"] else "-" for name in peers]
+            memory = [f"{row['contenders'][name]['temporary_mbyte']:.0f} MB" for name in (OURS, FULL, LAYOUT)]
+            cells = (row["case"], f"{row['ours_ms']:.0f} ms", *ratios, f"{row['compile_s']:.1f} s", *memory)
+            lines.append("| " + " | ".join(cells) + " |")
+    return {"benchmarks.lie": "\n".join(lines)}

@@ -35,6 +35,7 @@ from equivariant_jax.euclidean.equiformer_layers import (
     selfmix_init,
     sphere_activation,
 )
+from equivariant_jax.nn.dense import dense_apply, dense_init
 from equivariant_jax.nn.mlp import mlp_apply, mlp_init
 from tests.contracts.layer import Law, Layer
 
@@ -279,6 +280,13 @@ LAYERS = [
         function=selfmix,
         make=lambda key, dtype: (selfmix_init(jax.random.key(3), 2, 4, dtype=dtype), _normal((5, 9, 4))(key, dtype)[1]),
         laws=(Law(O3, (FIELD(2, axis=-2),), FIELD(2, axis=-2)),),
+        leading_axes=True,
+    ),
+    Layer(
+        name="nn.dense_apply",
+        function=lambda params, x: dense_apply(params, x),
+        make=lambda key, dtype: (dense_init(key, 3, 2, dtype=dtype), _normal((5, 3))(key, dtype)[1]),
+        laws=(Law(groups.Symmetric(5), (rep.Permuted(),), rep.Permuted()),),
         leading_axes=True,
     ),
     Layer(

@@ -11,9 +11,12 @@ from equivariant_jax.core import graphs, groups
 from equivariant_jax.core import representations as rep
 from equivariant_jax.euclidean import (
     EquiformerConfig,
+    MotionConfig,
     PotentialConfig,
     SteerableConfig,
     energy_and_forces,
+    eqmotion_apply,
+    eqmotion_init,
     equiformer_apply,
     equiformer_init,
     potential_init,
@@ -186,6 +189,14 @@ STEERABLE_LAWS = (
     ),
 )
 
+MOTION = MotionConfig(past=4, future=3, scalars=4, channels=4, layers=2, heads=2)
+
+
+def _scene(key, dtype):
+    positions = jax.random.normal(key, (5, 4, 3), dtype).cumsum(axis=1)
+    return eqmotion_init(jax.random.key(3), MOTION, dtype=dtype), (positions, jnp.ones(5, bool))
+
+
 LAYERS = [
     *(
         Layer(
@@ -234,5 +245,25 @@ LAYERS = [
             slow=product != "gaunt_bracket",
         )
         for product in ("gaunt", "gaunt_bracket", "cg_odd")
+    ),
+    Layer(
+        name="euclidean.eqmotion_apply",
+        function=lambda params, positions, mask: eqmotion_apply(params, positions, MOTION, mask),
+        make=_scene,
+        laws=(
+            Law(
+                groups.Euclidean(3),
+                (rep.Point(), rep.Trivial()),
+                (rep.Point(), rep.Trivial()),
+            ),
+            Law(
+                groups.Symmetric(5),
+                (rep.Permuted((-3,)), rep.Permuted((-1,))),
+                (rep.Permuted((-3,)), rep.Permuted((-3, -2))),
+            ),
+        ),
+        degenerate=(_coincident,),
+        dtypes=("float32",),
+        leading_axes=True,
     ),
 ]

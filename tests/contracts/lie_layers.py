@@ -18,9 +18,18 @@ from equivariant_jax.lie import (
     affine_kernel_init,
     group_pool,
     lift_conv,
+    moment_norm,
+    moment_norm_init,
     sample_polar,
 )
-from equivariant_jax.nn import depthwise_convolution, global_max, max_pool, sine_network_apply, sine_network_init
+from equivariant_jax.nn import (
+    depthwise_convolution,
+    global_max,
+    max_pool,
+    mean_pool,
+    sine_network_apply,
+    sine_network_init,
+)
 from tests.contracts.layer import Law, Layer
 
 __all__ = ["LAYERS"]
@@ -114,6 +123,23 @@ LAYERS: list[Layer] = [
         function=lambda params, x: max_pool(x),
         make=_make((4, 6, 6, 2), lambda key, dtype: {}),
         laws=(Law(TURNS, (IMAGE,), IMAGE),),
+        leading_axes=True,
+    ),
+    Layer(
+        name="nn.mean_pool",
+        function=lambda params, x: mean_pool(x),
+        make=_make((4, 6, 6, 2), lambda key, dtype: {}),
+        laws=(Law(TURNS, (IMAGE,), IMAGE),),
+        leading_axes=True,
+    ),
+    Layer(
+        name="lie.moment_norm",
+        function=lambda params, x: moment_norm(params["norm"], x, params["samples"], GL2, jax.nn.gelu),
+        make=_make(
+            (4, SIDE, SIDE, 4 * SAMPLES, 2),
+            lambda key, dtype: {"norm": moment_norm_init(2, dtype=dtype), "samples": _samples(dtype)},
+        ),
+        laws=(Law(TURNS, (FEATURES,), FEATURES),),
         leading_axes=True,
     ),
     Layer(

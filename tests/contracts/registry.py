@@ -1,6 +1,6 @@
 """Every public layer, in one list: a new layer adds an entry to its room's file and inherits all contracts."""
 
-from tests.contracts import core_layers, euclidean_layers, euclidean_models, flow_layers, lie_layers
+from tests.contracts import core_layers, euclidean_layers, euclidean_models, flow_layers, lie_layers, vision_layers
 from tests.contracts.layer import Layer
 
 __all__ = ["LAYERS"]
@@ -11,4 +11,5 @@ LAYERS: list[Layer] = [
     *euclidean_models.LAYERS,
     *flow_layers.LAYERS,
     *lie_layers.LAYERS,
+    *vision_layers.LAYERS,
 ]

@@ -263,11 +263,11 @@ def test_leading_axes_and_module():
     inputs = inputs_of(jax.random.key(0), leading=(2, 3))
     module = SteerableNetwork(config)
     keywords = {"vectors": inputs[2], "edge_scalars": inputs[3]}
-    variables = module.init(jax.random.key(1), *inputs[:2], **keywords)
-    out = module.apply(variables, *inputs[:2], **keywords)
+    variables = jax.jit(module.init)(jax.random.key(1), *inputs[:2], **keywords)
+    out = jax.jit(module.apply)(variables, *inputs[:2], **keywords)
     assert [x.shape for x in out] == [(2, 3, 5, 2), (2, 3, 5, 0), (2, 3, 5, 2, 3)]
     apply = apply_of(config, variables["params"]["network"])
-    for a, b in zip(out, jax.vmap(jax.vmap(apply))(*inputs), strict=True):
+    for a, b in zip(out, jax.jit(jax.vmap(jax.vmap(apply)))(*inputs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -276,7 +276,7 @@ def test_an_edge_is_directed():
     config = SteerableConfig(scalars_out=1, product="gaunt", channels=4, layers=1)
     params = init(jax.random.key(0), config)
     edges = jnp.zeros((3, 3), bool).at[0, 1].set(True)
-    apply = functools.partial(steerable_apply, params, jnp.eye(3), config=config, edges=edges)
+    apply = jax.jit(functools.partial(steerable_apply, params, jnp.eye(3), config=config, edges=edges))
     change = apply(jnp.ones((3, 1))).scalars - apply(jnp.array([[1.0], [2.0], [1.0]])).scalars
     assert abs(change[0, 0]) > 1e-4
     assert abs(change[1, 0]) > 1e-4

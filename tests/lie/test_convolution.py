@@ -22,9 +22,9 @@ from equivariant_jax.lie import (
     kernel_grid,
     lift_conv,
     polar_exp,
-    sample_polar,
     stretch_matrix,
 )
+from tests.lie.compiled import sample_polar
 
 
 def elements(group, number, *, stretch=0.35, seed=0, dtype="float64"):
@@ -177,8 +177,8 @@ def test_error_falls_as_one_over_the_root_of_samples(x64):
         samples = sample_polar(key, number, SL2, scale=0.75, method=method, dtype="float64")
         return affine_group_conv(params, bump_on_group(samples.matrix)[None, None], samples, out, config)
 
-    exact = value(jax.random.key(9), 100_000, "quasi")
-    keys = jax.random.split(jax.random.key(0), 64)
+    exact = jax.jit(lambda key: value(key, 50_000, "quasi"))(jax.random.key(9))
+    keys = jax.random.split(jax.random.key(0), 48)
 
     def error(number, method):
         found = jax.jit(jax.vmap(lambda k: value(k, number, method)))(keys)
@@ -275,7 +275,7 @@ def test_coordinates_and_exponential_are_of_one_scale(x64):
 
 def test_the_scale_of_features_does_not_depend_on_the_number_of_samples(x64):
     """(d) Sums are weighted means: with more samples they converge, and the published sum grows with the number."""
-    config = AffineKernelConfig(SL2, size=3, group_radius=2.0, frequency=3.0)
+    config = AffineKernelConfig(SL2, size=3, hidden=(16, 16), group_radius=2.0, frequency=3.0)
     params = affine_kernel_init(jax.random.key(0), config, 1, 8, dtype="float64")
     out = elements(SL2, 2, stretch=0.1)
 
@@ -284,9 +284,9 @@ def test_the_scale_of_features_does_not_depend_on_the_number_of_samples(x64):
         return float(jnp.linalg.norm(affine_group_conv(params, jnp.ones((3, 3, number, 1)), samples, out, config)))
 
     draw = lambda n: sample_polar(jax.random.key(1), n, SL2, scale=0.5, dtype="float64")  # noqa: E731
-    assert abs(norm(draw(4096)) / norm(draw(512)) - 1) < 0.1
+    assert abs(norm(draw(2048)) / norm(draw(256)) - 1) < 0.1
     theirs = lambda n: lie.published_samples(jax.random.key(1), n, SL2, dtype="float64")  # noqa: E731
-    assert norm(theirs(4096)) / norm(theirs(512)) > 5
+    assert norm(theirs(2048)) / norm(theirs(256)) > 5
 
 
 def test_the_grid_holds_stretched_kernels(x64):

@@ -29,12 +29,12 @@ from equivariant_jax.lie import (
     polar_log,
     rotation_exp,
     rotation_log,
-    sample_polar,
     stretch_coordinates,
     stretch_matrix,
     symmetric_exp,
     symmetric_log,
 )
+from tests.lie.compiled import sample_polar
 
 GROUPS = (SO2, R, R_SO2, SL2, GL2, SO3, SL3, GL3)
 
@@ -359,6 +359,29 @@ def test_angles_stay_within_the_limit():
     np.testing.assert_allclose(jnp.sum(turned.weights), 0.5 / np.pi, rtol=1e-5)
 
 
+@pytest.mark.parametrize("group", [R_SO2, SL2, GL2])
+def test_a_ball_of_stretches_has_its_volume(group):
+    """Weights of the uniform proposal: their sum is the Haar measure of the ball, by quadrature over its radii."""
+    radius, number = 0.5, group.num_stretches
+    samples = sample_polar(jax.random.key(0), 4096, group, scale=radius, proposal="ball")
+    y = np.asarray(stretch_coordinates(polar_log(samples.matrix)[0], group))
+    length = np.linalg.norm(y, axis=-1)
+    assert length.max() <= radius * (1 + 1e-4)
+    share = [np.mean(length < r) for r in (0.2, 0.35, 0.45)]
+    np.testing.assert_allclose(share, (np.array([0.2, 0.35, 0.45]) / radius) ** number, atol=0.02)
+    # Densities: 1 for stretches that commute, sinh(d) / d otherwise, d the difference of the eigenvalues of X.
+    if group.stretch == "scale":
+        expected = 2 * radius
+    else:
+        r = (np.arange(2000) + 0.5) * radius / 2000
+        d = math.sqrt(2) * r  # eigenvalues +-a of traceless X = y E with |X| = r: a = r / sqrt(2)
+        if number == 2:
+            expected = np.mean(np.sinh(d) / d * 2 * np.pi * r) * radius
+        else:  # the trace's coordinate fills what the traceless ones leave
+            expected = np.mean(np.sinh(d) / d * 2 * np.pi * r * 2 * np.sqrt(radius**2 - r**2)) * radius
+    np.testing.assert_allclose(float(jnp.sum(samples.weights)), expected, rtol=2e-3)
+
+
 def test_bad_input():
     for call, message in (
         (lambda: LinearGroup(2, "traceless", rotation=False), "no group"),
@@ -372,6 +395,7 @@ def test_bad_input():
         (lambda: sample_polar(jax.random.key(0), 0, SL2), "at least one"),
         (lambda: sample_polar(jax.random.key(0), 4, SL2, method="sobol"), "method"),  # type: ignore[arg-type]
         (lambda: sample_polar(jax.random.key(0), 4, SL2, max_angle=4.0), "angle"),
+        (lambda: sample_polar(jax.random.key(0), 4, SL2, proposal="cube"), "proposal"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -1,0 +1,74 @@
+"""Frames: any network made symmetric by averaging it over a few group elements that move with the input.
+
+- `averaging`: frames of point clouds for O(d), SO(d), E(d), SE(d) by principal components, and `frame_average`, which
+  wraps a function of the user's for these and for permutations; FA-GNN, with new frames between its layers.
+- `orders`: frames of sets and graphs for S_n: the permutations that sort keys, enumerated or sampled.
+- `backbones`: PointNet, DGCNN, message passing and GIN, the networks to be averaged.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from equivariant_jax.frames import frame_average, pca_frames
+    >>> x = jax.random.normal(jax.random.key(0), (6, 3))
+    >>> mirrored = x * jnp.array([[-1.0, 1.0, 1.0]])
+    >>> def f(x):
+    ...     return frame_average(lambda x: jnp.sin(x).sum(), pca_frames(x), in_types=("position",))(x)
+    >>> bool(jnp.allclose(f(x), f(mirrored), atol=1e-5))
+    True
+"""
+
+from equivariant_jax.frames.averaging import (
+    FAGNN,
+    FrameAveraged,
+    Frames,
+    FrameSet,
+    fa_gnn_apply,
+    frame_average,
+    pca_frames,
+)
+from equivariant_jax.frames.backbones import (
+    DGCNN,
+    DGCNNConfig,
+    GINConfig,
+    MPNNConfig,
+    PointNet,
+    PointNetConfig,
+    dgcnn_apply,
+    dgcnn_init,
+    gin_apply,
+    gin_init,
+    mpnn_apply,
+    mpnn_init,
+    node_identifiers,
+    pointnet_apply,
+    pointnet_init,
+)
+from equivariant_jax.frames.orders import GraphKeys, SortedFrames, laplacian_frames, laplacian_keys, sorted_frames
+
+__all__ = [
+    "DGCNN",
+    "FAGNN",
+    "DGCNNConfig",
+    "FrameAveraged",
+    "FrameSet",
+    "Frames",
+    "GINConfig",
+    "GraphKeys",
+    "MPNNConfig",
+    "PointNet",
+    "PointNetConfig",
+    "SortedFrames",
+    "dgcnn_apply",
+    "dgcnn_init",
+    "fa_gnn_apply",
+    "frame_average",
+    "gin_apply",
+    "gin_init",
+    "laplacian_frames",
+    "laplacian_keys",
+    "mpnn_apply",
+    "mpnn_init",
+    "node_identifiers",
+    "pca_frames",
+    "pointnet_apply",
+    "pointnet_init",
+    "sorted_frames",
+]
