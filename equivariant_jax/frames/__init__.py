@@ -3,7 +3,7 @@
 - `averaging`: frames of point clouds for O(d), SO(d), E(d), SE(d) by principal components, and `frame_average`, which
   wraps a function of the user's for these and for permutations; FA-GNN, with new frames between its layers.
 - `orders`: frames of sets and graphs for S_n: the permutations that sort keys, enumerated or sampled.
-- `backbones`: PointNet, DGCNN, message passing and GIN, the networks to be averaged.
+- `backbones`, `graph_networks`: PointNet, DGCNN, message passing and GIN, the networks to be averaged.
 
     >>> import jax, jax.numpy as jnp
     >>> from equivariant_jax.frames import frame_average, pca_frames
@@ -27,19 +27,21 @@ from equivariant_jax.frames.averaging import (
 from equivariant_jax.frames.backbones import (
     DGCNN,
     DGCNNConfig,
-    GINConfig,
-    MPNNConfig,
     PointNet,
     PointNetConfig,
     dgcnn_apply,
     dgcnn_init,
+    pointnet_apply,
+    pointnet_init,
+)
+from equivariant_jax.frames.graph_networks import (
+    GINConfig,
+    MPNNConfig,
     gin_apply,
     gin_init,
     mpnn_apply,
     mpnn_init,
     node_identifiers,
-    pointnet_apply,
-    pointnet_init,
 )
 from equivariant_jax.frames.orders import GraphKeys, SortedFrames, laplacian_frames, laplacian_keys, sorted_frames
 

@@ -40,7 +40,7 @@ from jax import lax
 from equivariant_jax.core.groups import AffineElement
 from equivariant_jax.core.linalg import safe_eigh
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
-from equivariant_jax.frames.backbones import MPNNConfig, mpnn_apply, mpnn_init
+from equivariant_jax.frames.graph_networks import MPNNConfig, mpnn_apply, mpnn_init
 
 __all__ = ["FAGNN", "FrameAveraged", "FrameSet", "Frames", "fa_gnn_apply", "frame_average", "pca_frames"]
 
