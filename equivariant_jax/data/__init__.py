@@ -12,6 +12,8 @@ their units, and neighbour lists and graphs commute with rotations, translations
 | `catalysts`, `catalyst_pickles` | OC20's LMDB files without torch and without trusting pickles; a plain npz format |
 | `flowing`, `generated` | sequences of moving digits, made on the device; endless batches from a key |
 | `affine` | digits under affine maps and homographies, made on the device; affNIST's and homNIST's files |
+| `shapes`, `meshes` | procedural solids as points with normals; OFF, OBJ, ModelNet40 |
+| `routing` | tours: TSPLIB files, exact and 2-opt |
 | `kth` | the KTH set of human actions, from its videos, and clips of it in motion |
 | `simulators` | seeded simulations in NumPy with a written specification |
 | `molecules` | the embedded set of 2-aminoethanol, and published sets under `EQUIVARIANT_JAX_DATA` |
@@ -40,10 +42,13 @@ from equivariant_jax.data import (
     generated,
     images,
     kth,
+    meshes,
     molecules,
     neighbours,
     packing,
     pipeline,
+    routing,
+    shapes,
     simulators,
     sources,
     structures,
@@ -57,10 +62,13 @@ from equivariant_jax.data.flowing import FlowingSequence, flowing_mnist, half_sc
 from equivariant_jax.data.generated import GeneratedBatches
 from equivariant_jax.data.images import mnist, read_idx, small_digits
 from equivariant_jax.data.kth import KTH_ACTIONS, kth_actions, moving_clips
+from equivariant_jax.data.meshes import modelnet40, read_obj, read_off, sample_mesh
 from equivariant_jax.data.molecules import aminoethanol, aminoethanol_metadata, published_molecules
 from equivariant_jax.data.neighbours import NeighbourList, neighbour_list, to_graph
 from equivariant_jax.data.packing import GraphPipeline, graph_pipeline, graph_sizes
 from equivariant_jax.data.pipeline import Pipeline, make_pipeline
+from equivariant_jax.data.routing import optimal_tour, read_tsplib, tour_length, two_opt
+from equivariant_jax.data.shapes import SHAPE_CLASSES, procedural_shapes
 from equivariant_jax.data.sources import (
     ArraySource,
     MissingDataError,
@@ -73,6 +81,7 @@ from equivariant_jax.data.structures import AtomicStructure, isolated_atom_energ
 
 __all__ = [
     "KTH_ACTIONS",
+    "SHAPE_CLASSES",
     "AffineRanges",
     "ArraySource",
     "AtomicStructure",
@@ -111,19 +120,29 @@ __all__ = [
     "kth",
     "kth_actions",
     "make_pipeline",
+    "meshes",
     "mnist",
+    "modelnet40",
     "molecules",
     "moving_clips",
     "neighbour_list",
     "neighbours",
+    "optimal_tour",
     "packing",
     "pipeline",
+    "procedural_shapes",
     "published_molecules",
     "read_catalysts",
     "read_extxyz",
     "read_idx",
     "read_npz",
+    "read_obj",
+    "read_off",
+    "read_tsplib",
     "rotating_mnist",
+    "routing",
+    "sample_mesh",
+    "shapes",
     "simulators",
     "small_digits",
     "sources",
@@ -131,6 +150,8 @@ __all__ = [
     "tfds_source",
     "to_ase",
     "to_graph",
+    "tour_length",
+    "two_opt",
     "write_catalysts",
     "write_extxyz",
 ]
