@@ -1,9 +1,10 @@
 """Frames: any network made symmetric by averaging it over a few group elements that move with the input.
 
-- `averaging`: frames of point clouds for O(d), SO(d), E(d), SE(d) by principal components, and `frame_average`, which
-  wraps a function of the user's for these and for permutations; FA-GNN, with new frames between its layers.
+- `averaging`: `frame_average`, which wraps any function of the user's.
+- `pca`: frames of point clouds for O(d), SO(d), E(d), SE(d) by principal components.
 - `orders`: frames of sets and graphs for S_n: the permutations that sort keys, enumerated or sampled.
 - `backbones`, `graph_networks`: PointNet, DGCNN, message passing and GIN, the networks to be averaged.
+- `particles`: FA-GNN, with new frames between its layers.
 
     >>> import jax, jax.numpy as jnp
     >>> from equivariant_jax.frames import frame_average, pca_frames
@@ -15,15 +16,7 @@
     True
 """
 
-from equivariant_jax.frames.averaging import (
-    FAGNN,
-    FrameAveraged,
-    Frames,
-    FrameSet,
-    fa_gnn_apply,
-    frame_average,
-    pca_frames,
-)
+from equivariant_jax.frames.averaging import FrameAveraged, FrameSet, frame_average
 from equivariant_jax.frames.backbones import (
     DGCNN,
     DGCNNConfig,
@@ -44,6 +37,8 @@ from equivariant_jax.frames.graph_networks import (
     node_identifiers,
 )
 from equivariant_jax.frames.orders import GraphKeys, SortedFrames, laplacian_frames, laplacian_keys, sorted_frames
+from equivariant_jax.frames.particles import FAGNN, fa_gnn_apply
+from equivariant_jax.frames.pca import Frames, pca_frames
 
 __all__ = [
     "DGCNN",

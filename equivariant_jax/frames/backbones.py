@@ -11,6 +11,7 @@ et al. 2019, arXiv:1801.07829.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -344,6 +345,8 @@ class PointNet(nn.Module):
 class DGCNN(nn.Module):
     """Linen module over `dgcnn_apply`; statistics are in the collection `batch_stats`.
 
+    Dropout is on in training where the stream of random keys "dropout" is given.
+
     Attributes:
       config: static description.
       training: whether normalisations use the statistics of the batch.
@@ -355,7 +358,8 @@ class DGCNN(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps points `[..., n, channels_in]` to `[..., n, channels_out]`."""
-        return _with_statistics(self, dgcnn_init, dgcnn_apply, x)
+        key = self.make_rng("dropout") if self.training and self.has_rng("dropout") else None
+        return _with_statistics(self, dgcnn_init, functools.partial(dgcnn_apply, key=key), x)
 
 
 def _with_statistics(module, init, apply, x: Array) -> Array:

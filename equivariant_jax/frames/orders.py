@@ -312,7 +312,7 @@ def laplacian_keys(adjacency: Array, mask: Array | None = None, *, tolerance: fl
     Example:
       >>> star = jnp.zeros((4, 4)).at[0, 1:].set(1.0).at[1:, 0].set(1.0)
       >>> keys = laplacian_keys(star)
-      >>> (12 * keys.values[1]).round(3).tolist()
+      >>> [round(12 * float(value), 3) for value in keys.values[1]]
       [3.0, 8.0, 1.0, 0.0]
     """
     if adjacency.ndim < 2 or adjacency.shape[-1] != adjacency.shape[-2] or adjacency.shape[-1] == 0:
