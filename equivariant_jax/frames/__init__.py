@@ -2,6 +2,8 @@
 
 - `averaging`: `frame_average`, which wraps any function of the user's.
 - `pca`: frames of point clouds for O(d), SO(d), E(d), SE(d) by principal components.
+- `distance_coordinates`, `scaling`: coordinates from distances alone, on which any network is invariant under
+  similarities (TinvNN); multidimensional scaling.
 - `orders`: frames of sets and graphs for S_n: the permutations that sort keys, enumerated or sampled.
 - `backbones`, `graph_networks`: PointNet, DGCNN, message passing and GIN, the networks to be averaged.
 - `particles`: FA-GNN, with new frames between its layers.
@@ -27,6 +29,12 @@ from equivariant_jax.frames.backbones import (
     pointnet_apply,
     pointnet_init,
 )
+from equivariant_jax.frames.distance_coordinates import (
+    SimilarityFrames,
+    distance_coordinates,
+    similarity_frames,
+    with_invariant_inputs,
+)
 from equivariant_jax.frames.graph_networks import (
     GINConfig,
     MPNNConfig,
@@ -39,6 +47,7 @@ from equivariant_jax.frames.graph_networks import (
 from equivariant_jax.frames.orders import GraphKeys, SortedFrames, laplacian_frames, laplacian_keys, sorted_frames
 from equivariant_jax.frames.particles import FAGNN, fa_gnn_apply
 from equivariant_jax.frames.pca import Frames, pca_frames
+from equivariant_jax.frames.scaling import ScaledCoordinates, classical_mds, odd_signs, pairwise_distances
 
 __all__ = [
     "DGCNN",
@@ -52,9 +61,13 @@ __all__ = [
     "MPNNConfig",
     "PointNet",
     "PointNetConfig",
+    "ScaledCoordinates",
+    "SimilarityFrames",
     "SortedFrames",
+    "classical_mds",
     "dgcnn_apply",
     "dgcnn_init",
+    "distance_coordinates",
     "fa_gnn_apply",
     "frame_average",
     "gin_apply",
@@ -64,8 +77,12 @@ __all__ = [
     "mpnn_apply",
     "mpnn_init",
     "node_identifiers",
+    "odd_signs",
+    "pairwise_distances",
     "pca_frames",
     "pointnet_apply",
     "pointnet_init",
+    "similarity_frames",
     "sorted_frames",
+    "with_invariant_inputs",
 ]
