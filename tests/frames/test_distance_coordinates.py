@@ -128,7 +128,7 @@ def test_padding_and_weights():
 
 def network(params, x):
     """Invariant under permutations, and under nothing else."""
-    return jnp.mean(jnp.tanh(x @ params + 0.3), axis=-2)
+    return jnp.sum(jnp.tanh(x @ params + 0.3), axis=-2)
 
 
 PARAMS = np.asarray(np.random.default_rng(0).normal(size=(3, 4)) * 2)
