@@ -94,7 +94,7 @@ BY_ORDER = (Law(ORDERS, (ROWS, _Kept()), ROWS),)
 
 
 def _turned(params, x):
-    return {"position": jnp.tanh(x @ params) + x, "vector": x * jnp.sum(x), "scalar": jnp.sum(jnp.cos(x @ params))}
+    return {"position": jnp.tanh(x @ params) + x, "vector": x * jnp.cos(x @ params), "scalar": jnp.sum(jnp.cos(x @ params))}
 
 
 def _average(params, x, mask):
