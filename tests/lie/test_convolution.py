@@ -22,50 +22,9 @@ from equivariant_jax.lie import (
     kernel_grid,
     lift_conv,
     polar_exp,
-    stretch_matrix,
 )
+from experiments.lie.laws import elements, lifting_error
 from tests.lie.compiled import sample_polar
-
-
-def elements(group, number, *, stretch=0.35, seed=0, dtype="float64"):
-    """Random group elements as samples; matrices `[number, 2, 2]`."""
-    rng = np.random.default_rng(seed)
-    y = rng.normal(size=(number, group.num_stretches)) * stretch
-    angle = rng.uniform(-math.pi, math.pi, size=(number, group.num_rotations))
-    x = stretch_matrix(jnp.asarray(y, dtype), group)
-    theta = jnp.asarray(angle if group.rotation else np.zeros((number, 1)), dtype)
-    matrix = polar_exp(x, theta)
-    return GroupSamples(matrix, jnp.linalg.inv(matrix), jnp.zeros(number, dtype))
-
-
-def blobs(u):
-    """A smooth image at positions `[..., 2]`."""
-    centres, widths = np.array([[0.2, -0.1], [-0.3, 0.25], [0.05, 0.4]]), np.array([0.35, 0.25, 0.3])
-    heights = np.array([1.0, -0.7, 0.6])
-    square = np.sum((u[..., None, :] - centres) ** 2, axis=-1)
-    return np.sum(heights * np.exp(-square / (2 * widths**2)), axis=-1)
-
-
-def lifting_error(group, size, reach, window="bump", number=64):
-    """Relative L2 difference of `F_{L_g f}(0, h)` and `F_f(0, g^-1 h)`; images are read, not interpolated."""
-    config = AffineKernelConfig(group, size=size, reach=reach, window=window)
-    params = affine_kernel_init(jax.random.key(0), config, 1, 8, lifting=True, dtype="float64")
-    g, h = elements(group, number, seed=1), elements(group, number, seed=2)
-    grid = np.asarray(kernel_grid(config, dtype="float64"))
-    back = jnp.einsum("sij,sjk->sik", g.inverse, h.matrix)
-    moved = GroupSamples(back, jnp.linalg.inv(back), g.log_weight)
-    determinant = np.abs(np.linalg.det(g.matrix))
-
-    def at_zero(image, sample):
-        return lift_conv(params, image[..., None], sample, config, padding="valid")[0, 0, 0]
-
-    each = jax.tree.map(lambda leaf: leaf[:, None], (h, moved))
-    images = jnp.asarray(np.stack([blobs(grid @ np.asarray(m).T) for m in g.inverse]))
-    left = jax.vmap(at_zero)(images, each[0])
-    right = jax.vmap(at_zero, in_axes=(None, 0))(jnp.asarray(blobs(grid)), each[1])
-    assert determinant.min() > 0
-    assert float(jnp.std(right)) > 1e-3
-    return float(jnp.linalg.norm(left - right) / jnp.linalg.norm(right))
 
 
 @pytest.mark.parametrize("group", [SL2, GL2])

@@ -21,7 +21,6 @@ from equivariant_jax.lie import (
     LinearGroup,
     R,
     coordinates,
-    haar_log_density_iwasawa,
     haar_log_density_polar,
     iwasawa,
     iwasawa_product,
@@ -34,6 +33,7 @@ from equivariant_jax.lie import (
     symmetric_exp,
     symmetric_log,
 )
+from experiments.lie.quadrature import SHIFTS, bump, iwasawa_integral, polar_integral
 from tests.lie.compiled import sample_polar
 
 GROUPS = (SO2, R, R_SO2, SL2, GL2, SO3, SL3, GL3)
@@ -208,59 +208,6 @@ def test_iwasawa_factors(x64, n):
     assert (np.linalg.det(k) > 0).all()
     np.testing.assert_array_equal(np.tril(upper, -1), 0)
     np.testing.assert_allclose(np.diagonal(upper, axis1=1, axis2=2), 1, atol=1e-14)
-
-
-def bump(shift):
-    """A smooth function of matrices that decays fast in every direction."""
-
-    def f(g):
-        d = g - np.broadcast_to(shift, g.shape)
-        return jnp.exp(-1.5 * jnp.sum(d * d, axis=(-1, -2)))
-
-    return f
-
-
-SHIFTS = {
-    "identity": np.eye(2),
-    "shear": np.array([[1.0, 0.5], [0.0, 1.0]]),
-    "stretch": np.diag([2.0, 0.5]),
-    "rotation": np.array([[0.6, -0.8], [0.8, 0.6]]),
-}
-
-
-def polar_integral(f, *, weighted=True, points=(160, 64, 64), reach=3.2):
-    """Quadrature over SL(2): the polar radius by Gauss-Legendre, both angles by the trapezoidal rule."""
-    nodes, weights = np.polynomial.legendre.leggauss(points[0])
-    radius, weights = 0.5 * reach * (nodes + 1), 0.5 * reach * weights
-    phi, theta = (2 * np.pi * np.arange(count) / count for count in points[1:])
-    x = np.stack([np.stack([np.cos(phi), np.sin(phi)], -1), np.stack([np.sin(phi), -np.cos(phi)], -1)], axis=-2)
-    x = jnp.asarray(radius[:, None, None, None] * x)
-    density = np.exp(haar_log_density_polar(x)) if weighted else np.ones(x.shape[:2])
-    total = 0.0
-    for angle in theta:
-        values = f(polar_exp(x, jnp.full((*x.shape[:2], 1), angle)))
-        # dX of the trace form is 2 r dr dphi for X = r [[cos, sin], [sin, -cos]].
-        total += np.sum(values * density * (2 * radius * weights)[:, None]) * (2 * np.pi / points[1]) / points[2]
-    return float(total)
-
-
-def iwasawa_integral(f, *, points=(64, 200, 400), reach=(3.5, 14.0)):
-    """Quadrature over SL(2) in K D N, trapezoidal in all three, dK of total mass one."""
-    theta = 2 * np.pi * np.arange(points[0]) / points[0]
-    t = np.linspace(-reach[0], reach[0], points[1])
-    step = t[1] - t[0]
-    total = 0.0
-    log_diagonal = jnp.asarray(np.stack([t, -t], axis=-1))
-    for angle in theta:
-        # N is scaled by the diagonal so that the grid follows the bump: u = (d_1 / d_2)^(1/2) n ... = e^t n.
-        u = np.linspace(-reach[1], reach[1], points[2])
-        n = u[None] * np.exp(-t)[:, None]
-        upper = np.stack([np.stack([np.ones_like(n), n], -1), np.stack([np.zeros_like(n), np.ones_like(n)], -1)], -2)
-        k = rotation_exp(jnp.full((1, 1, 1), angle), 2)
-        g = (k * jnp.exp(log_diagonal)[:, None, None, :]) @ jnp.asarray(upper)
-        density = np.exp(haar_log_density_iwasawa(log_diagonal) - t)[:, None]
-        total += np.sum(np.asarray(f(g)) * density) * step * (u[1] - u[0]) / points[0]
-    return float(total)
 
 
 def test_haar_integrals_do_not_change_when_the_function_is_moved(x64):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from equivariant_jax.lie import affine_classifier_init
-from experiments.lie import affine_mnist
+from experiments.lie import affine_mnist, laws
 
 TINY = dataclasses.replace(affine_mnist.PRESETS["ci"], steps=4, eval_every=4, test_size=100, channels=3)
 
@@ -82,3 +82,17 @@ def test_claims_and_table():
     assert [c["holds"] for c in affine_mnist.claims(metrics)] == [True, False, True]
     table = affine_mnist.tables({"run": {"metrics": metrics, "seeds": [0, 1, 2]}})["lie.affine_mnist"]
     assert "| affine | 10 | 97.0 ± 0.0 | 95.0 ± 0.0 | - |" in table
+
+
+@pytest.mark.slow
+def test_laws_are_measured_and_claimed(tmp_path):
+    metrics = laws.run(laws.PRESETS["ci"], tmp_path)
+    assert metrics["coordinates/n=2/float64"] < 1e-12 < metrics["coordinates/n=2/float32"] < 1e-5
+    assert metrics["haar/quadrature/stretch"] < 0.01 < 0.1 < metrics["haar/unweighted/stretch"]  # a coarse grid
+    assert metrics["lifting/wide"] < 0.1 * metrics["lifting/published"]
+    found = laws.claims({"SL2": {name: {"values": [value]} for name, value in metrics.items()}})
+    assert {claim["point"] for claim in found} == {1, 2, 3, 4}
+    # A claim follows its number.
+    broken = metrics | {"lifting/wide": 0.02, "lifting/wider": 0.02}
+    found = laws.claims({"SL2": {name: {"values": [value]} for name, value in broken.items()}})
+    assert not next(claim for claim in found if claim["point"] == 3)["holds"]
