@@ -189,11 +189,12 @@ def _layer(
     moved = vectors + gate[..., None] * (vectors - centre)
     if config.interaction:
         each = jax.vmap(lambda p: jax.nn.silu(_pair_network(p, scalars, distances, precision)))(params["category"])
-        message = jnp.einsum("k...c,...k->...c", each, categories, precision=precision)
+        message = jnp.sum(each * jnp.moveaxis(categories, -1, 0)[..., None], axis=0)
         weights = _perceptron(params["factor"], message, precision)
         weights = jnp.where(others, weights, jnp.zeros_like(weights))
         moved = moved + jnp.sum(weights, axis=-2)[..., None] * vectors
-        moved = moved - jnp.einsum("...ijc,...jcn->...icn", weights, vectors, precision=precision)
+        # Sums that the compiler fuses; as products of matrices they are many tiny ones, ten times slower on a CPU.
+        moved = moved - jnp.sum(weights[..., None] * vectors[..., None, :, :, :], axis=-3)
     moved = moved + mix_channels(params["velocity"], velocities, precision=precision)
     centre = masked_mean_vector(moved, mask)
     around = moved - centre
@@ -222,6 +223,7 @@ def eqmotion_apply(
     config: MotionConfig,
     mask: Array | None = None,
     *,
+    recompute: bool = True,
     precision=lax.Precision.HIGHEST,
 ) -> tuple[Array, Array]:
     """Predicts future positions, and categories of pairs.
@@ -231,6 +233,7 @@ def eqmotion_apply(
       positions: past positions, shape `[..., agents, past, n]`, n = 2 or 3 or any other, dtype of `params`.
       config: static.
       mask: which agents are there, bool, shape `[..., agents]`; None for all. What stands at the others has no effect.
+      recompute: static; whether the backward pass computes each layer's arrays of pairs again instead of keeping them.
       precision: static; of the products.
 
     Returns:
@@ -284,6 +287,8 @@ def eqmotion_apply(
         )
         return (vectors, carry[1] if scalars is None else scalars), None
 
+    if recompute:
+        layer = jax.checkpoint(layer, prevent_cse=False)  # in a loop nothing is merged anyway
     if "layers" in params:
         (vectors, scalars), _ = lax.scan(layer, (vectors, scalars), params["layers"])
 

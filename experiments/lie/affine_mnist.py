@@ -71,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "layer_norm": {"normalisation": "published"},
     # Several samples in a layer at the cost of one, by separable kernels: what only then has an effect.
     **{
-        name: {"separable": True, "num_samples": 3, "channels": 20, **change}
+        name: {"separable": True, "num_samples": 3, "channels": 12, **change}
         for name, change in {
             "several": {},
             "several_unweighted": {"weighted": False},

@@ -340,9 +340,11 @@ def test_random_turns_only_what_is_degenerate(x64):
 def test_single_points_are_finite(x64):
     for x in (jnp.zeros((1, 3)), jnp.ones((4, 3))):
         frames = pca_frames(x)
-        assert float(frames.gap) == 0 and bool(jnp.all(jnp.isfinite(frames.rotation)))
+        assert float(frames.gap) == 0
+        assert bool(jnp.all(jnp.isfinite(frames.rotation)))
     one = pca_frames(jnp.asarray([[1.0], [3.0]]))
-    assert one.rotation.shape == (2, 1, 1) and float(one.gap) == 1
+    assert one.rotation.shape == (2, 1, 1)
+    assert float(one.gap) == 1
 
 
 def test_forces(x64):
@@ -408,7 +410,8 @@ def test_module():
     np.testing.assert_allclose(y_turned, moved(np.asarray(y), q, shift), atol=1e-4)
     np.testing.assert_allclose(s_turned, s, atol=1e-4)
     one = module.apply(variables, *arguments, key=jax.random.key(1))
-    assert one[0].shape == y.shape and float(jnp.abs(one[0] - y).max()) > 1e-3
+    assert one[0].shape == y.shape
+    assert float(jnp.abs(one[0] - y).max()) > 1e-3
 
 
 def test_the_group_acts_on_frames(x64):

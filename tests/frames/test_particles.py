@@ -115,13 +115,14 @@ def test_laws(x64):
 
 
 def test_padding_and_one_random_element(x64):
-    x, v, q, turn, shift = systems()
+    x, v, q, _, _ = systems()
     params = parameters(jnp.float64)
     out = compiled()(params, x, v, q)
     wide = [jnp.concatenate([a, jnp.full_like(a[:, :2], jnp.nan)], axis=1) for a in (x, v, q)]
     mask = jnp.broadcast_to(jnp.arange(7) < 5, (4, 7))
     padded = compiled()(params, *wide, mask=mask)
-    assert float(jnp.abs(padded[:, :5] - out).max()) < 1e-11 and not np.any(padded[:, 5:])
+    assert float(jnp.abs(padded[:, :5] - out).max()) < 1e-11
+    assert not np.any(padded[:, 5:])
     # One element for each layer: another function for each key, whose law holds in distribution only.
     drawn = [compiled()(params, x, v, q, key=jax.random.key(i)) for i in range(2)]
     assert float(jnp.abs(drawn[0] - drawn[1]).max()) > 1e-3
@@ -166,14 +167,14 @@ def test_derivatives(x64):
 
 
 def test_message_passing_without_frames_has_no_law(x64):
-    x, v, q, turn, _ = systems()
+    x, v, _, turn, _ = systems()
     edges = jnp.zeros((4, 5, 5, 2), jnp.float64)
     run = jax.jit(lambda x, v: mpnn_apply(parameters(jnp.float64), jnp.concatenate([x, v], -1), edges, CONFIG))
     assert float(jnp.abs(run(moved(x, turn), moved(v, turn)) - moved(run(x, v), turn)).max()) > 1e-2
 
 
 def test_module():
-    x, v, q, turn, shift = systems(dtype=jnp.float32)
+    x, v, q, _, _ = systems(dtype=jnp.float32)
     module = FAGNN(CONFIG)
     variables = module.init(jax.random.key(0), x, v, q)
     out = compiled()(variables["params"]["network"], x, v, q)
