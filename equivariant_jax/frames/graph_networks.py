@@ -1,8 +1,11 @@
 r"""Networks over the nodes of a graph, to be averaged over frames: message passing among points, and GIN.
 
 Both take leading axes and commute with permutations of the nodes (GIN without identifiers). The message passing is that
-of the five-body task and has 92,103 parameters by default, as published; in GIN the scale of a node's own features
-starts at one, unlike in the official code.
+of the five-body task and has 92,103 parameters by default, as published.
+
+In GIN the weight `1 + epsilon` of a node's own features is drawn, as in the official code, and must not be one: two
+graphs whose I + A differ by a permutation of rows and another of columns (the prism and K_{3,3}) would have the same
+outputs after averaging over all orders of the nodes, with identifiers or without.
 
 References: Puny et al. 2021, arXiv:2110.03336, section 4 and its official code; Xu et al. 2019, arXiv:1810.00826.
 """
@@ -202,14 +205,15 @@ def gin_init(key: PRNGKey, config: GINConfig, *, dtype=jnp.float32) -> PyTree:
       dtype: of the parameters.
 
     Returns:
-      `layers`, a list of `dense` (kernel `[in, width]`, bias) and `epsilon` (shape `[]`, zero), and `out` (kernel
-      `[width, channels_out]`, bias).
+      `layers`, a list of `dense` (kernel `[in, width]`, bias) and `epsilon` (shape `[]`, between 0 and 1), and `out`
+      (kernel `[width, channels_out]`, bias).
     """
     widths = (config.channels_in,) + (config.width,) * config.depth
-    *keys, key_out = jax.random.split(key, config.depth + 1)
+    key_epsilon, *keys, key_out = jax.random.split(key, config.depth + 2)
+    epsilon = jax.random.uniform(key_epsilon, (config.depth,), dtype)
     layers = [
-        {"dense": dense_init(k, n_in, n_out, dtype=dtype), "epsilon": jnp.zeros((), dtype)}
-        for k, n_in, n_out in zip(keys, widths[:-1], widths[1:], strict=True)
+        {"dense": dense_init(k, n_in, n_out, dtype=dtype), "epsilon": e}
+        for k, n_in, n_out, e in zip(keys, widths[:-1], widths[1:], epsilon, strict=True)
     ]
     return {"layers": layers, "out": dense_init(key_out, config.width, config.channels_out, dtype=dtype)}
 
