@@ -15,6 +15,8 @@ their units, and neighbour lists and graphs commute with rotations, translations
 | `shapes`, `meshes` | procedural solids as points with normals; OFF, OBJ, ModelNet40 |
 | `routing` | tours: TSPLIB files, exact and 2-opt |
 | `kth` | the KTH set of human actions, from its videos, and clips of it in motion |
+| `pedestrians` | walking people of ETH and UCY, in windows, one scene left out |
+| `trajectories` | trajectories of molecules and of human joints, cut into past and future |
 | `simulators` | seeded simulations in NumPy with a written specification |
 | `molecules` | the embedded set of 2-aminoethanol, and published sets under `EQUIVARIANT_JAX_DATA` |
 
@@ -46,12 +48,14 @@ from equivariant_jax.data import (
     molecules,
     neighbours,
     packing,
+    pedestrians,
     pipeline,
     routing,
     shapes,
     simulators,
     sources,
     structures,
+    trajectories,
 )
 from equivariant_jax.data.affine import AffineRanges, affine_mnist, affnist, homnist, homography_mnist
 from equivariant_jax.data.arrays import read_npz
@@ -66,6 +70,7 @@ from equivariant_jax.data.meshes import modelnet40, read_obj, read_off, sample_m
 from equivariant_jax.data.molecules import aminoethanol, aminoethanol_metadata, published_molecules
 from equivariant_jax.data.neighbours import NeighbourList, neighbour_list, to_graph
 from equivariant_jax.data.packing import GraphPipeline, graph_pipeline, graph_sizes
+from equivariant_jax.data.pedestrians import PEDESTRIAN_SCENES, PedestrianWindows
 from equivariant_jax.data.pipeline import Pipeline, make_pipeline
 from equivariant_jax.data.routing import optimal_tour, read_tsplib, tour_length, two_opt
 from equivariant_jax.data.shapes import SHAPE_CLASSES, procedural_shapes
@@ -78,9 +83,11 @@ from equivariant_jax.data.sources import (
     tfds_source,
 )
 from equivariant_jax.data.structures import AtomicStructure, isolated_atom_energies
+from equivariant_jax.data.trajectories import MolecularTrajectory, slice_trajectory, split_in_time
 
 __all__ = [
     "KTH_ACTIONS",
+    "PEDESTRIAN_SCENES",
     "SHAPE_CLASSES",
     "AffineRanges",
     "ArraySource",
@@ -90,7 +97,9 @@ __all__ = [
     "GeneratedBatches",
     "GraphPipeline",
     "MissingDataError",
+    "MolecularTrajectory",
     "NeighbourList",
+    "PedestrianWindows",
     "Pipeline",
     "RandomAccessSource",
     "affine",
@@ -129,6 +138,7 @@ __all__ = [
     "neighbours",
     "optimal_tour",
     "packing",
+    "pedestrians",
     "pipeline",
     "procedural_shapes",
     "published_molecules",
@@ -144,13 +154,16 @@ __all__ = [
     "sample_mesh",
     "shapes",
     "simulators",
+    "slice_trajectory",
     "small_digits",
     "sources",
+    "split_in_time",
     "structures",
     "tfds_source",
     "to_ase",
     "to_graph",
     "tour_length",
+    "trajectories",
     "two_opt",
     "write_catalysts",
     "write_extxyz",

@@ -17,6 +17,7 @@ relabelling of atoms.
 - `equiformer`: a graph transformer after EquiformerV2 with the Gaunt self-interaction.
 - `steerable`: steerable message passing (SEGNN) on either kind of product.
 - `vectors`, `motion`: channels of vectors in any dimension; motion of interacting points (EqMotion).
+- `egnn`: an equivariant graph network on coordinates, on all pairs of a padded set.
 - `pair_potential`: a linear pair potential by ridge regression, the baseline.
 - `dynamics`: potentials as ASE calculators (molecular dynamics, relaxation).
 
@@ -33,6 +34,7 @@ from equivariant_jax.euclidean.convolution import gaunt_convolution, gaunt_convo
 from equivariant_jax.euclidean.coupling import cg_convolution_slots, clebsch_gordan, coupling_paths
 from equivariant_jax.euclidean.dynamics import potential_calculator
 from equivariant_jax.euclidean.edge_frames import edge_frames, rotate_from_frame, rotate_to_frame
+from equivariant_jax.euclidean.egnn import EgnnConfig, EgnnOutput, egnn_apply, egnn_init
 from equivariant_jax.euclidean.equiformer import (
     Equiformer,
     EquiformerConfig,
@@ -85,6 +87,8 @@ from equivariant_jax.euclidean.steerable import (
 from equivariant_jax.euclidean.symmetric_contraction import contraction_paths, symmetric_contraction
 
 __all__ = [
+    "EgnnConfig",
+    "EgnnOutput",
     "EqMotion",
     "Equiformer",
     "EquiformerConfig",
@@ -112,6 +116,8 @@ __all__ = [
     "degree_linear",
     "degree_slices",
     "edge_frames",
+    "egnn_apply",
+    "egnn_init",
     "energy_and_forces",
     "eqmotion_apply",
     "eqmotion_init",

@@ -7,6 +7,7 @@ from tests.contracts import (
     euclidean_models,
     flow_layers,
     lie_layers,
+    motion_layers,
     vision_layers,
 )
 from tests.contracts.layer import Layer
@@ -20,5 +21,6 @@ LAYERS: list[Layer] = [
     *euclidean_models.LAYERS,
     *flow_layers.LAYERS,
     *lie_layers.LAYERS,
+    *motion_layers.LAYERS,
     *vision_layers.LAYERS,
 ]

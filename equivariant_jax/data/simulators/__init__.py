@@ -3,6 +3,7 @@
 Symmetry: what a simulation commutes with is stated and tested per module.
 
 - `charged_particles`: five charged particles in free space (the n-body task of EGNN and SEGNN).
+- `springs`: particles of which some pairs are joined by springs, to predict and to say which.
 
     >>> from equivariant_jax.data import simulators
     >>> simulators.simulate_charged_particles(1, seed=0, num_steps=200).charges.shape
@@ -17,12 +18,16 @@ from equivariant_jax.data.simulators.charged_particles import (
     evolve_charged_particles,
     simulate_charged_particles,
 )
+from equivariant_jax.data.simulators.springs import SpringTrajectories, evolve_springs, simulate_springs
 
 __all__ = [
     "ChargedTask",
     "ChargedTrajectories",
+    "SpringTrajectories",
     "charged_energy",
     "charged_particles_splits",
     "evolve_charged_particles",
+    "evolve_springs",
     "simulate_charged_particles",
+    "simulate_springs",
 ]
