@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,8 @@ def optimised():
 def jit_equals_eager(layer):
     params, inputs = example(layer)
     eager = layer.function(params, *inputs)
-    compiled = jax.jit(layer.function)
+    emitters = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters=false" in os.environ["XLA_FLAGS"] else None
+    compiled = jax.jit(layer.function, compiler_options=emitters)
     with optimised():  # what optimisation could change shows here
         close(compiled(params, *inputs), eager, "jit against eager")
     # A second call of both: hidden state shows as a change from one call to the next.
