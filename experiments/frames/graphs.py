@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from equivariant_jax.core.typing import Array, PyTree
+from equivariant_jax.core.typing import PyTree
 from equivariant_jax.data.graph6 import read_graph6
 from equivariant_jax.frames import (
     GINConfig,
@@ -103,7 +103,7 @@ def atlas(nodes: int) -> list[np.ndarray]:
     except ImportError as error:
         raise ValueError("the atlas of graphs needs networkx (pip install networkx), or give --graph6.") from error
     graphs = (g for g in networkx.graph_atlas_g() if g.number_of_nodes() == nodes and networkx.is_connected(g))
-    return [networkx.to_numpy_array(g, dtype=np.float32) for g in graphs]
+    return [networkx.to_numpy_array(g).astype(np.float32) for g in graphs]
 
 
 def colour_refinement(adjacency: np.ndarray) -> tuple:
@@ -125,7 +125,7 @@ def colour_refinement(adjacency: np.ndarray) -> tuple:
     return tuple(history)
 
 
-def _pairs(graphs: Sequence[np.ndarray]) -> np.ndarray:
+def _pairs(graphs: np.ndarray) -> np.ndarray:
     """Index pairs of graphs that colour refinement cannot tell apart, `[pairs, 2]`."""
     classes = defaultdict(list)
     for i, graph in enumerate(graphs):
@@ -151,7 +151,7 @@ def _network(config: GINConfig, elements: int):
     return jax.jit(averaged if elements else plain)
 
 
-def embed(params: PyTree, graphs: Array, sizes: np.ndarray, config: GINConfig, *, at_once: int) -> np.ndarray:
+def embed(params: PyTree, graphs: np.ndarray, sizes: np.ndarray, config: GINConfig, *, at_once: int) -> np.ndarray:
     """Averages the network over all elements of each graph's frame.
 
     Args:
