@@ -156,7 +156,8 @@ def _classes(keys: Array, real: Array, tolerance: np.ndarray) -> tuple[Array, Ar
 
     # Padding comes last, each row of it in a class of its own: it adds nothing to the frame.
     start = jnp.where(real, 0, 1 + jnp.cumsum(~real)).astype(jnp.int32)
-    rank, _ = lax.scan(refine, _dense_rank(start), codes)
+    # The zeros make the carry vary over devices where the keys do, as shard_map asks.
+    rank, _ = lax.scan(refine, _dense_rank(start) + jnp.zeros_like(codes[0]), codes)
     return rank, jnp.min(gap), jnp.max(noise)
 
 
@@ -169,7 +170,7 @@ def _arrangement(order: Array, digit: Array) -> Array:
         return row.at[p].set(b).at[q].set(a), None
 
     places = jnp.arange(order.shape[0], dtype=jnp.int32)
-    return lax.scan(swap, order, (places, places + digit))[0]
+    return lax.scan(swap, order + jnp.zeros_like(digit), (places, places + digit))[0]
 
 
 def _digits(choices: Array, number: Array) -> tuple[Array, Array]:
@@ -178,7 +179,7 @@ def _digits(choices: Array, number: Array) -> tuple[Array, Array]:
     def divide(rest: Array, radix: Array) -> tuple[Array, Array]:
         return rest // radix, rest % radix
 
-    rest, digits = lax.scan(divide, number, choices)
+    rest, digits = lax.scan(divide, number + jnp.zeros_like(choices[0]), choices)
     return digits, rest
 
 
