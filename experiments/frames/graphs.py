@@ -80,7 +80,7 @@ class Config:
 PRESETS: dict[str, Config] = {
     "ci": Config(nodes=6, width=16, max_frame=720, law_frame=48, networks=2, relabellings=1),
     "cpu": Config(),
-    "eight": Config(nodes=8, max_frame=40_320, graph6="graphs.g6"),
+    "eight": Config(nodes=8, max_frame=40_320, relabellings=1, graph6="graphs.g6"),
 }
 
 
