@@ -150,7 +150,7 @@ def similarity_frames(
       ValueError: if shapes or dtypes do not fit, an option is unknown, or a policy has no key.
 
     Example:
-      >>> frames = similarity_frames(jnp.array([[0.0, 0.0], [4.0, 0.0], [2.0, 1.0], [2.0, -1.0]]))
+      >>> frames = jax.jit(similarity_frames)(jnp.array([[0.0, 0.0], [4.0, 0.0], [2.0, 1.0], [2.0, -1.0]]))
       >>> frames.rotation.shape, frames.translation.tolist(), round(float(frames.scale), 3)
       ((1, 2, 2), [2.0, 0.0], 2.236)
     """
@@ -298,9 +298,10 @@ def distance_coordinates(
       ValueError: if shapes or dtypes do not fit, an option is unknown, or a policy has no key.
 
     Example:
+      >>> coordinates = jax.jit(lambda x: distance_coordinates(x)[0])
       >>> x = jax.random.normal(jax.random.key(0), (5, 2))
       >>> turned = 3 * x @ jnp.array([[0.0, -1.0], [1.0, 0.0]]) + 7
-      >>> bool(jnp.allclose(distance_coordinates(x)[0], distance_coordinates(turned)[0], atol=1e-5))
+      >>> bool(jnp.allclose(coordinates(x), coordinates(turned), atol=1e-5))
       True
     """
     frames, h = _wide_frames(x, mask, weights, scale, signs, chirality, key, degenerate, stop_gradient)

@@ -42,9 +42,21 @@ from experiments.frames.cloud_classifier import (
     cloud_classifier_init,
 )
 
-__all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "balanced", "claims", "random_similarity", "run", "tables"]
+__all__ = [
+    "CARD",
+    "POINTS",
+    "PRESETS",
+    "VARIANTS",
+    "Config",
+    "balanced",
+    "claims",
+    "random_similarity",
+    "run",
+    "tables",
+]
 
 CARD = "tinvnn"
+POINTS = (1, 2, 3, 4, 5, 6)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "canonical": {},
