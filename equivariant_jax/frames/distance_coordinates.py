@@ -344,7 +344,7 @@ def with_invariant_inputs(
       ValueError: if no input is a position, an option is unknown, or (when called) shapes do not fit.
 
     Example:
-      >>> energy = with_invariant_inputs(lambda params, x: jnp.sum(jnp.tanh(x @ params)), signs="average")
+      >>> energy = jax.jit(with_invariant_inputs(lambda params, x: jnp.sum(jnp.cos(x @ params)), signs="average"))
       >>> x = jax.random.normal(jax.random.key(0), (5, 2))
       >>> w = jnp.array([1.0, 2.0])
       >>> bool(jnp.allclose(energy(w, x), energy(w, 2 * x[:, ::-1] + 1), atol=1e-5))
