@@ -5,11 +5,10 @@ of EGNN, made anew, frame 30 -> 40); the metric is the mean squared error of the
 parameters with the best validation. Variants:
 
 - `fa_gnn` draws one element of each layer's frame in every training step and averages over all eight in evaluation;
-- `full_frames` averages over all eight in training too, in fewer epochs, since a step costs several times as much;
-  `short` is `fa_gnn` in as many epochs;
 - `no_frames` is the same network on centred coordinates, with no symmetry but that of translations;
-- `augmented` is `no_frames` on randomly rotated and reflected systems;
-- `derivatives` is `short` with differentiated frames.
+- `full_frames` averages over all eight in training too, in fewer epochs, since a step costs several times as much;
+  `short` is `fa_gnn` in as many epochs, `derivatives` the same with differentiated frames;
+- `augmented` is `no_frames` on randomly rotated and reflected systems.
 
 `linear_mse` is what one fitted time t reaches with `x + t v`. Published (1e-3, from memory): FA-GNN 5.7, EGNN 7.0, a
 plain graph network 10.7, linear 81.9. The `paper` preset has the settings of the official code: all eight frames, Adam
@@ -47,10 +46,10 @@ CARD = "frame_averaging"
 VARIANTS: dict[str, dict[str, Any]] = {
     "fa_gnn": {},
     "no_frames": {"model": "plain"},
+    "short": {"epochs": 30},
+    "full_frames": {"epochs": 30, "train_frames": "all"},
+    "derivatives": {"epochs": 30, "stop_gradient": False},
     "augmented": {"model": "plain", "augment": True},
-    "short": {"epochs": 50},
-    "derivatives": {"epochs": 50, "stop_gradient": False},
-    "full_frames": {"epochs": 50, "train_frames": "all"},
 }
 
 
@@ -199,7 +198,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Returns:
       Flat dict of floats: `test_mse`, `validation_mse` (the best), `linear_mse`, `rotation_defect`,
-      `step_milliseconds`, `parameters`, and so on.
+      `step_milliseconds` (median), `parameters`, and so on.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -302,8 +301,9 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
                 found.append(_claim("4", statement, 1.0, ratio, ratio < 1.0))
     if "short" in metrics and "full_frames" in metrics:
         one, every = metrics["short"], metrics["full_frames"]
-        ratio = max(one["step_milliseconds"]["values"]) / min(every["step_milliseconds"]["values"])
-        statement = "time of a training step with one random element over that with all eight, worst, at most"
+        # Other processes only add to a time: the least over seeds.
+        ratio = min(one["step_milliseconds"]["values"]) / min(every["step_milliseconds"]["values"])
+        statement = "time of a training step with one random element over that with all eight, least of seeds, at most"
         found.append(_claim("5", statement, 0.25, ratio, ratio <= 0.25))
         ratio = one["test_mse"]["mean"] / every["test_mse"]["mean"]
         statement = (
