@@ -73,8 +73,9 @@ SYSTEMS: tuple[System, ...] = (
         "EqMotion (Xu et al. 2023)",
         "2303.10876",
         "euclidean.motion",
-        "eqmotion",
+        "eqmotion_apply",
         "ETH-UCY minADE20/minFDE20 0.21/0.35 m",
+        "euclidean.motion",
     ),
     # Frames
     System(
@@ -84,6 +85,7 @@ SYSTEMS: tuple[System, ...] = (
         "frames.averaging",
         "frame_average",
         "n-body MSE 0.0057 (unconfirmed)",
+        "frames.nbody",
     ),
     System(
         "tinvnn",
@@ -92,6 +94,7 @@ SYSTEMS: tuple[System, ...] = (
         "frames.distance_coordinates",
         "distance_coordinates",
         "no table could be confirmed; VN-DGCNN 90.0 % on rotated ModelNet40",
+        "frames.shapes",
     ),
     # Lie groups
     System(
@@ -119,8 +122,9 @@ SYSTEMS: tuple[System, ...] = (
         "Shift-equivariant ViT (Ding et al. 2023)",
         "2306.07470",
         "vision.shift_vit",
-        "polyphase_anchor",
+        "shift_vit_apply",
         "100 % consistency under circular shifts",
+        "vision.shifted_digits",
     ),
     System(
         "viat",

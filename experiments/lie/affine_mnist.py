@@ -38,9 +38,21 @@ from equivariant_jax.data.generated import GeneratedBatches
 from equivariant_jax.data.images import mnist, small_digits
 from experiments.lie.plain_network import PlainConfig, plain_apply, plain_init
 
-__all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "draw_samples", "network_config", "run", "tables"]
+__all__ = [
+    "CARD",
+    "POINTS",
+    "PRESETS",
+    "VARIANTS",
+    "Config",
+    "claims",
+    "draw_samples",
+    "network_config",
+    "run",
+    "tables",
+]
 
 CARD = "lie_group_decompositions"
+POINTS = (1, 2, 3, 4, 5, 6)
 
 _GROUPS = {"SL2": lie.SL2, "GL2": lie.GL2, "SO2": lie.SO2, "R_SO2": lie.R_SO2, "R": lie.R}
 

@@ -38,9 +38,10 @@ from equivariant_jax.vision import (
     shift_vit_init,
 )
 
-__all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "plots", "run", "tables"]
+__all__ = ["CARD", "POINTS", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "plots", "run", "tables"]
 
 CARD = "shift_equivariant_vit"
+POINTS = (1, 2, 3, 4, 5, 6)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "poly": {},
