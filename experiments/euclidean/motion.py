@@ -216,7 +216,7 @@ def _loss(config: Config, predictor: Predictor):
             pairs = batch["mask"][:, :, None] & batch["mask"][:, None] & ~jnp.eye(past.shape[1], dtype=bool)[None]
             tiny = np.float32(1e-9)
             if config.balance:
-                share = jnp.where(pairs[..., None], categories, 0.0).sum((0, 1, 2)) / jnp.maximum(pairs.sum(), 1)
+                share = jnp.mean(categories, axis=(0, 1, 2), where=pairs[..., None])
                 entropy = -jnp.sum(share * jnp.log(share + tiny))
                 terms["balance"] = training.Mean.of((np.float32(np.log(config.categories)) - entropy).reshape(1))
             if config.supervision:
