@@ -78,7 +78,7 @@ class Config:
     heads: int = 4
     depth: int = 2
     hidden: int = 128
-    steps: int = 1500
+    steps: int = 1000
     batch_size: int = 128
     learning_rate: float = 1e-3
     clip_norm: float = 1.0

@@ -113,10 +113,10 @@ class Config:
     neighbours: int = 20
     hidden: int = 128
     dropout: float = 0.3
-    steps: int = 400
+    steps: int = 250
     batch_size: int = 32
     learning_rate: float = 2e-3
-    eval_every: int = 200
+    eval_every: int = 125
     eval_batch: int = 100
     jitter: float = 1e-3
     jitter_clouds: int = 40
