@@ -8,7 +8,8 @@ of people and joints are of the epoch that was best on the test set; here valida
 Which pairs are coupled: without noise each particle's own past says where it goes, to within the error of training, and
 the categories stay empty or all go to one. With noise on the known positions, which falls to zero during training, the
 springs are the better explanation, and the categories find them (accuracy of pairs without labels: coin toss to 98 %);
-`balance` keeps one category from taking all. The published settings have neither.
+`balance` keeps one category from taking all. The published settings have neither. Not offered: the learnt token of each
+joint (Human3.6M), which is no function of the motion, and the weight decay of 1e-12.
 
 Variants of one code, data and budget: `eqmotion`; `no_interaction`, which sees others through the common mean only;
 `egnn`, as a predictor of all future frames; `mlp`, all coordinates of a scene at once, without symmetry. Going on at
@@ -126,9 +127,9 @@ class Config:
     model: Literal["eqmotion", "no_interaction", "egnn", "mlp"] = "eqmotion"
     scalars: int = 32
     channels: int = 32
-    layers: int = 4
+    layers: int = 2
     categories: int = 2
-    temperature: float = 0.5
+    temperature: float = 1.0
     heads: int = 1
     published_logits: bool = False
     egnn_width: int = 64
@@ -137,10 +138,10 @@ class Config:
     ego_only: bool = False
     decline: float = 1.0
     supervision: float = 0.0
-    noise: float = 0.03
-    noise_until: float = 0.6
+    noise: float = 0.05
+    noise_until: float = 0.7
     balance: float = 0.1
-    steps: int = 8000
+    steps: int = 12_000
     batch_size: int = 32
     learning_rate: float = 2e-3
     schedule: Literal["constant", "warmup_cosine", "exponential"] = "warmup_cosine"
@@ -153,8 +154,8 @@ class Config:
 
 _PUBLISHED = Config(
     train_size=5000, validation_size=2000, test_size=2000, orientation="as_is", first_starts=1, scalars=64, channels=64,
-    batch_size=100, steps=200 * 50, learning_rate=5e-4, schedule="constant", clip_norm=0.0, evaluations=200,
-    published_logits=True, noise=0.0, balance=0.0,
+    layers=4, temperature=0.5, batch_size=100, steps=200 * 50, learning_rate=5e-4, schedule="constant", clip_norm=0.0,
+    evaluations=200, published_logits=True, noise=0.0, balance=0.0,
 )  # fmt: skip
 _PUBLISHED_MOLECULE = dataclasses.replace(
     _PUBLISHED, dataset="molecule", channels=32, past=10, future=10, temperature=1.0, steps=300 * 50, evaluations=300,
@@ -170,15 +171,14 @@ PRESETS: dict[str, Config] = {
         steps=60, evaluations=2,
     ),
     "cpu": Config(),
-    "charged": Config(dataset="charged", temperature=1.0, noise=0.0, steps=8000),
+    "charged": Config(dataset="charged", layers=4, noise=0.0, balance=0.0, steps=6000),
     "pedestrians": Config(
         dataset="pedestrians", train_size=0, validation_size=0, test_size=0, orientation="as_is", past=8, future=12,
-        categories=4, temperature=1.0, heads=20, layers=4, scalars=64, channels=64, batch_size=100, steps=6000,
-        learning_rate=1e-3, noise=0.0, balance=0.0,
+        categories=4, heads=20, layers=3, scalars=32, channels=32, batch_size=100, steps=5000, noise=0.0, balance=0.0,
     ),
     "molecule": Config(
         dataset="molecule", train_size=0, validation_size=0, test_size=0, orientation="as_is", past=10, future=10,
-        start_every=4, scale=10.0, temperature=1.0, noise=0.0, balance=0.0, steps=4000,
+        start_every=4, scale=10.0, layers=4, noise=0.0, balance=0.0, steps=3000,
     ),
     "paper": _PUBLISHED,
     "paper_charged": dataclasses.replace(_PUBLISHED, dataset="charged", temperature=1.0),

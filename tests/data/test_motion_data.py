@@ -220,8 +220,11 @@ COUNTS = {
 }  # fmt: skip
 
 
+FILES = data_directory()
+
+
 @pytest.mark.skipif(
-    data_directory() is None or not (data_directory() / "pedestrians").is_dir(), reason="needs the ETH and UCY files"
+    FILES is None or not (FILES / "pedestrians/biwi_eth.txt").is_file(), reason="needs the ETH and UCY files"
 )
 @pytest.mark.parametrize("scene", list(COUNTS))
 def test_counts_and_constant_velocity_of_the_published_files(scene):

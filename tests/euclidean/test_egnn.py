@@ -24,8 +24,9 @@ def inputs(seed=0, points=4, n=3):
     }  # fmt: skip
 
 
-def run(params, positions, scalars, config=SMALL, **options):
-    return apply(params, positions, scalars, config, **options)
+def run(params, positions, rest, config=SMALL, mask=None):
+    options = {name: value for name, value in rest.items() if name != "scalars"}
+    return apply(params, positions, rest["scalars"], config, mask=mask, **options)
 
 
 def silu(x):
@@ -67,21 +68,20 @@ def test_equals_the_formulas_in_loops(x64):
         params,
     )
     x, rest = inputs()
-    expected = reference(
-        jax.tree.map(np.asarray, params), np.asarray(x), *(np.asarray(v) for v in rest.values()), SMALL
-    )
-    for got, want in zip(run(params, x, **rest), expected, strict=True):
+    given = {name: np.asarray(value) for name, value in rest.items()}
+    expected = reference(jax.tree.map(np.asarray, params), np.asarray(x), config=SMALL, **given)
+    for got, want in zip(run(params, x, rest), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-11)
 
 
 def test_padded_points_change_nothing_and_are_zero(x64):
     params = init(jax.random.key(0), SMALL, dtype="float64")
     x, rest = inputs()
-    expected = run(params, x, **rest)
+    expected = run(params, x, rest)
     pad = lambda v, axes: jnp.pad(v, [(0, 2)] * axes + [(0, 0)] * (v.ndim - axes), constant_values=jnp.inf)  # noqa: E731
     padded = {name: pad(v, 2 if name == "pair_scalars" else 1) for name, v in rest.items()}
     padded["pair_scalars"] = jnp.nan_to_num(padded["pair_scalars"], posinf=1e6)
-    got = run(params, pad(x, 1), mask=jnp.arange(6) < 4, **padded)
+    got = run(params, pad(x, 1), padded, mask=jnp.arange(6) < 4)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a[:4], b, atol=1e-11)
         assert float(jnp.abs(a[4:]).max()) == 0
@@ -91,7 +91,7 @@ def test_a_point_by_itself_goes_where_its_velocity_points(x64):
     config = EgnnConfig(scalars_in=1, width=4, layers=2)
     params = init(jax.random.key(1), config, dtype="float64")
     v = jnp.asarray([[1.0, 2.0, -0.5]])
-    out = run(params, jnp.zeros((1, 3)), jnp.ones((1, 1)), config, velocities=v)
+    out = run(params, jnp.zeros((1, 3)), {"scalars": jnp.ones((1, 1)), "velocities": v}, config)
     cross = np.cross(np.asarray(out.positions[0, 0]), np.asarray(v[0]))
     np.testing.assert_allclose(cross, 0, atol=1e-12)
     assert float(jnp.abs(out.positions).max()) > 0.01
@@ -100,8 +100,10 @@ def test_a_point_by_itself_goes_where_its_velocity_points(x64):
 def test_bad_input_is_named():
     params = init(jax.random.key(0), SMALL)
     x, rest = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), v) for v in inputs())
-    for name, wrong in (("scalars", x), ("velocities", x[:2]), ("history", None), ("pair_scalars", x), ("mask", x[0])):
+    for name, wrong in (("scalars", x), ("velocities", x[:2]), ("history", None), ("pair_scalars", x)):
         with pytest.raises(ValueError, match=f"{name}: got shape"):
-            run(params, x, **{**rest, name: wrong})
+            run(params, x, {**rest, name: wrong})
+    with pytest.raises(ValueError, match="mask: got shape"):
+        run(params, x, rest, mask=x[0])
     with pytest.raises(ValueError, match="positive numbers"):
         dataclasses.replace(SMALL, layers=0)
