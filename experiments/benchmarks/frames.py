@@ -150,7 +150,7 @@ def _particles(config: Config, *, torch_there: bool) -> Iterator[Case]:
 def _clouds(config: Config) -> Iterator[Case]:
     network = PointNetConfig(widths=(32, 64, 64, 128, 256), head=(128, 128, 64))
     params = pointnet_init(jax.random.key(0), network)
-    x = jax.random.normal(jax.random.key(1), (config.clouds, config.points, 3)) * jnp.array([1.0, 1.5, 2.0])
+    x = jax.random.normal(jax.random.key(1), (config.clouds, config.points, 3)) * jnp.array([[[1.0, 1.5, 2.0]]])
 
     def bare(params, x):
         return pointnet_apply(params[0], params[1], x, network)[0]
@@ -176,7 +176,7 @@ def cases(config: Config) -> Iterator[Case]:
         print("torch is not installed: the official order is not measured")
     yield from _particles(config, torch_there=torch_there)
     yield from _clouds(config)
-    x = jax.random.normal(jax.random.key(3), (config.frames, 32, 3)) * jnp.array([1.0, 1.5, 2.0])
+    x = jax.random.normal(jax.random.key(3), (config.frames, 32, 3)) * jnp.array([[[1.0, 1.5, 2.0]]])
     contenders: dict[str, Callable] = {"pca_frames": lambda x: pca_frames(x).rotation}
     if torch_there:
         shape = (8, config.frames, 3, 3)
