@@ -88,13 +88,13 @@ class Config:
     small: bool = True
     points: int = 512
     train_size: int = 1000
-    test_size: int = 200
+    test_size: int = 100
     scales: tuple[float, float] = (0.8, 1.25)
     abc: str = ""
     abc_train: str = ""
     abc_test: str = ""
-    steps: int = 500
-    batch_size: int = 16
+    steps: int = 400
+    batch_size: int = 8
     learning_rate: float = 2e-3
     picture: bool = True
     data_seed: int = 0
