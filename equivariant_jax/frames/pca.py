@@ -241,7 +241,8 @@ def pca_frames(
     if group in ("E", "SE"):
         total = jnp.sum(w, axis=-1, keepdims=True)
         t = jnp.sum(w[..., None] * real, axis=-2) / jnp.where(total > 0, total, one)
-        real = jnp.where((w > 0)[..., None], real - t[..., None, :], zero)
+        # What padding becomes has weight zero.
+        real = real - t[..., None, :]
     else:
         t = jnp.zeros((*x.shape[:-2], d), wide.dtype)
     c = jnp.einsum("...n,...ni,...nj->...ij", w, real, real, precision=_HIGHEST)
