@@ -16,7 +16,8 @@ relabelling of atoms.
 - `interatomic`: a MACE-like interatomic potential on either kind of product; energies, exact forces, stress.
 - `equiformer`: a graph transformer after EquiformerV2 with the Gaunt self-interaction.
 - `steerable`: steerable message passing (SEGNN) on either kind of product.
-- `vectors`, `motion`: channels of vectors in any dimension; motion of interacting points (EqMotion).
+- `vectors`, `motion`: channels of vectors in any dimension; motion of interacting points (EqMotion), on all pairs or
+  (`motion_graph`) on the edges of graphs.
 - `egnn`: an equivariant graph network on coordinates, on all pairs of a padded set.
 - `pair_potential`: a linear pair potential by ridge regression, the baseline.
 - `dynamics`: potentials as ASE calculators (molecular dynamics, relaxation).
@@ -68,6 +69,7 @@ from equivariant_jax.euclidean.irreps_array import from_irreps_array, spherical_
 from equivariant_jax.euclidean.many_body import gaunt_polynomial, gaunt_power
 from equivariant_jax.euclidean.modules import GauntConvolution, GauntSelfInteraction, SphericalProduct
 from equivariant_jax.euclidean.motion import EqMotion, MotionConfig, eqmotion_apply, eqmotion_init
+from equivariant_jax.euclidean.motion_graph import eqmotion_graph_apply
 from equivariant_jax.euclidean.neighbours import NeighbourSlots, neighbour_slots
 from equivariant_jax.euclidean.pair_potential import PairPotential, fit_pair_potential, pair_features
 from equivariant_jax.euclidean.quadrature import (
@@ -120,6 +122,7 @@ __all__ = [
     "egnn_init",
     "energy_and_forces",
     "eqmotion_apply",
+    "eqmotion_graph_apply",
     "eqmotion_init",
     "equiformer_apply",
     "equiformer_block",

@@ -9,9 +9,9 @@ angles). Pairs get a soft category c, once; each layer then scales the vectors b
 agent the differences to the others, weighted by a network of the pair's category, adds velocities, and cuts vectors
 (`vectors.vector_relu`). The last layer may have several heads.
 
-Sums over pairs use `sum_j w_ij (G_i - G_j) = G_i sum_j w_ij - sum_j w_ij G_j`, so that no array has agents x agents x
-channels x n entries; layers of pairs are applied to the agents' part once per agent. What the official code computes in
-its last layer without using it (78,852 of 468,166 parameters for charged particles) is left out.
+Layers of pairs are applied to the agents' part once per agent, and sums over pairs make no array of agents x agents x
+channels x n (`motion_pairs`). What the official code computes in its last layer without using it (78,852 of 468,166
+parameters for charged particles) is left out. For many agents see `motion_graph`.
 
 Reference: Xu et al. 2023, arXiv:2303.10876, and its official code.
 """
@@ -27,17 +27,11 @@ from jax import lax
 
 from equivariant_jax.core.linalg import safe_norm
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
-from equivariant_jax.euclidean.vectors import (
-    dct_matrix,
-    masked_mean_vector,
-    mix_channels,
-    pair_distances,
-    turning_angles,
-    vector_relu,
-)
+from equivariant_jax.euclidean.motion_pairs import AllPairs, Pairs
+from equivariant_jax.euclidean.vectors import dct_matrix, mix_channels, turning_angles, vector_relu
 from equivariant_jax.nn.dense import dense_apply, dense_init
 
-__all__ = ["EqMotion", "MotionConfig", "eqmotion_apply", "eqmotion_init"]
+__all__ = ["EqMotion", "MotionConfig", "eqmotion_apply", "eqmotion_init", "motion_on_pairs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,70 +145,109 @@ def _perceptron(params: PyTree, x: Array, precision) -> Array:
     return x
 
 
-def _of_pairs(layer: PyTree, scalars: Array, pair: Array, precision) -> Array:
-    """`[h_i, h_j, pair_ij] W + b`, `[..., agents, agents, out]`; the agents' parts once per agent."""
+def _of_pairs(layer: PyTree, scalars: Array, pair: Array, pairs: Pairs, precision) -> Array:
+    """`[h_i, h_j, pair_ij] W + b`, `[pair axes, out]`; the agents' parts once per agent."""
     kernel, h = layer["kernel"], scalars.shape[-1]
-    first = jnp.matmul(scalars, kernel[:h], precision=precision)[..., :, None, :]
-    second = jnp.matmul(scalars, kernel[h : 2 * h], precision=precision)[..., None, :, :]
-    out = jnp.matmul(pair, kernel[2 * h :], precision=precision)
-    return out + first + second + layer["bias"].reshape((1,) * (out.ndim - 1) + (-1,))
+    first = jnp.matmul(scalars, kernel[:h], precision=precision)
+    second = jnp.matmul(scalars, kernel[h : 2 * h], precision=precision)
+    out = jnp.matmul(pair, kernel[2 * h :], precision=precision) + pairs.of_agents(first, second)
+    return out + layer["bias"].reshape((1,) * (out.ndim - 1) + (-1,))
 
 
-def _pair_network(params: PyTree, scalars: Array, pair: Array, precision) -> Array:
-    hidden = jax.nn.silu(_of_pairs(params[0], scalars, pair, precision))
+def _pair_network(params: PyTree, scalars: Array, pair: Array, pairs: Pairs, precision) -> Array:
+    hidden = jax.nn.silu(_of_pairs(params[0], scalars, pair, pairs, precision))
     return dense_apply(params[1], hidden, precision=precision)
 
 
-def _categories(
-    params: PyTree, scalars: Array, vectors: Array, others: Array, config: MotionConfig, precision
-) -> Array:
-    distance = _perceptron(params["distance"], pair_distances(vectors), precision)
-    edge = jax.nn.silu(_pair_network(params["edge"], scalars, distance, precision))
-    gathered = jnp.sum(jnp.where(others, edge, jnp.zeros_like(edge)), axis=-2)
-    node = _perceptron(params["node"], jnp.concatenate([scalars, gathered], axis=-1), precision)
-    logits = _pair_network(params["logits"], node, distance, precision)
+def _categories(params: PyTree, scalars: Array, vectors: Array, pairs: Pairs, config: MotionConfig, precision) -> Array:
+    distance = _perceptron(params["distance"], pairs.distances(vectors), precision)
+    edge = jax.nn.silu(_pair_network(params["edge"], scalars, distance, pairs, precision))
+    seen = jnp.concatenate([scalars, pairs.total(edge)], axis=-1)
+    node = _perceptron(params["node"], seen, precision)
+    logits = _pair_network(params["logits"], node, distance, pairs, precision)
     if config.published_logits:
         logits = jax.nn.silu(logits)
     return jax.nn.softmax(logits / np.asarray(config.temperature, logits.dtype))
 
 
 def _layer(
-    params: PyTree, scalars: Array, vectors: Array, velocities: Array, categories: Array, mask: Array, others: Array,
+    params: PyTree, scalars: Array, vectors: Array, velocities: Array, categories: Array, pairs: Pairs,
     config: MotionConfig, precision,
 ) -> tuple[Array, Array | None]:  # fmt: skip
     """One layer; the scalars are None where the layer has no networks for them."""
-    distances = pair_distances(vectors)
-    centre = masked_mean_vector(vectors, mask)
+    distances = pairs.distances(vectors)
     gate = jax.nn.silu(dense_apply(params["self"], scalars, precision=precision))
-    moved = vectors + gate[..., None] * (vectors - centre)
+    moved = vectors + gate[..., None] * (vectors - pairs.centre(vectors))
     if config.interaction:
-        each = jax.vmap(lambda p: jax.nn.silu(_pair_network(p, scalars, distances, precision)))(params["category"])
-        message = jnp.sum(each * jnp.moveaxis(categories, -1, 0)[..., None], axis=0)
-        weights = _perceptron(params["factor"], message, precision)
-        weights = jnp.where(others, weights, jnp.zeros_like(weights))
-        moved = moved + jnp.sum(weights, axis=-2)[..., None] * vectors
-        # Sums that the compiler fuses; as products of matrices they are many tiny ones, ten times slower on a CPU.
-        moved = moved - jnp.sum(weights[..., None] * vectors[..., None, :, :, :], axis=-3)
+        each = jax.vmap(lambda p: jax.nn.silu(_pair_network(p, scalars, distances, pairs, precision)))
+        message = jnp.sum(each(params["category"]) * jnp.moveaxis(categories, -1, 0)[..., None], axis=0)
+        moved = moved + pairs.pull(_perceptron(params["factor"], message, precision), vectors)
     moved = moved + mix_channels(params["velocity"], velocities, precision=precision)
-    centre = masked_mean_vector(moved, mask)
+    centre = pairs.centre(moved)
     around = moved - centre
     cut = vector_relu(
         mix_channels(params["query"], around, precision=precision),
         mix_channels(params["key"], around, precision=precision),
     )
-    there = mask[..., None, None]
-    vectors = jnp.where(there, cut + centre, jnp.zeros_like(cut))
+    vectors = pairs.real(cut + centre)
     if "edge" not in params:
         return vectors, None
+    gathered = jnp.zeros_like(scalars)
     if config.interaction:
-        edge = jax.nn.silu(_pair_network(params["edge"], scalars, distances, precision))
-        gathered = jnp.sum(jnp.where(others, edge, jnp.zeros_like(edge)), axis=-2)
-    else:
-        gathered = jnp.zeros_like(scalars)
-    new = jax.nn.silu(
-        dense_apply(params["node"][0], jnp.concatenate([scalars, gathered], axis=-1), precision=precision)
-    )
+        gathered = pairs.total(jax.nn.silu(_pair_network(params["edge"], scalars, distances, pairs, precision)))
+    seen = jnp.concatenate([scalars, gathered], axis=-1)
+    new = jax.nn.silu(dense_apply(params["node"][0], seen, precision=precision))
     return vectors, scalars + dense_apply(params["node"][1], new, precision=precision)
+
+
+def motion_on_pairs(
+    params: PyTree, positions: Array, pairs: Pairs, config: MotionConfig, *, recompute: bool, precision
+) -> tuple[Array, Array]:
+    """The network on any kind of pairs; `eqmotion_apply` and `eqmotion_graph_apply` check shapes and call it.
+
+    Args:
+      params: from `eqmotion_init`.
+      positions: past positions, shape `[agents axes, past, n]`, dtype of `params`.
+      pairs: of the agents.
+      config: static.
+      recompute: static; whether the backward pass computes each layer's arrays of pairs again.
+      precision: static; of the products.
+
+    Returns:
+      Predictions `[..., heads, agents, future, n]` and categories `[pair axes, categories]`.
+    """
+    dtype = positions.dtype
+    origin = pairs.centre(pairs.real(positions))
+    x = pairs.real(positions - origin)
+    steps = x[..., 1:, :] - x[..., :-1, :]
+    velocity = jnp.concatenate([steps[..., :1, :], steps], axis=-2)
+    speed = dense_apply(params["speed"], safe_norm(velocity), precision=precision)
+    angle = dense_apply(params["angle"], turning_angles(velocity), precision=precision)
+    scalars = jnp.concatenate([speed, angle], axis=-1)
+    transform = dct_matrix(config.past, dtype=dtype).T
+    z, w = (mix_channels(transform, part, precision=precision) for part in (x, velocity))
+    centre = pairs.centre(z)
+    vectors = pairs.real(mix_channels(params["positions"], z - centre, precision=precision) + centre)
+    velocities = mix_channels(params["velocities"], w, precision=precision)
+    both = jnp.concatenate([vectors, velocities], axis=-2)
+    categories = _categories(params["reasoning"], scalars, both, pairs, config, precision)
+
+    def layer(carry: tuple[Array, Array], layer_params: PyTree) -> tuple[tuple[Array, Array], None]:
+        vectors, scalars = _layer(layer_params, carry[1], carry[0], velocities, categories, pairs, config, precision)
+        return (vectors, carry[1] if scalars is None else scalars), None
+
+    if recompute:
+        layer = jax.checkpoint(layer, prevent_cse=False)  # in a loop nothing is merged anyway
+    if "layers" in params:
+        (vectors, scalars), _ = lax.scan(layer, (vectors, scalars), params["layers"])
+
+    def head(head_params: PyTree) -> Array:
+        out, _ = _layer(head_params, scalars, vectors, velocities, categories, pairs, config, precision)
+        centre = pairs.centre(out)
+        out = mix_channels(head_params["out"], out - centre, precision=precision) + centre
+        return pairs.real(mix_channels(dct_matrix(config.future, dtype=dtype), out, precision=precision) + origin)
+
+    return jax.vmap(head, out_axes=-4)(params["heads"]), categories
 
 
 def eqmotion_apply(
@@ -256,51 +289,8 @@ def eqmotion_apply(
         mask = jnp.ones(positions.shape[:-2], bool)
     if mask.shape != positions.shape[:-2]:
         raise ValueError(f"mask: got shape {mask.shape}, expected {positions.shape[:-2]}.")
-    there = mask[..., None, None]
-    agents, dtype = positions.shape[-3], positions.dtype
-    distinct = jnp.asarray(~np.eye(agents, dtype=bool)).reshape((1,) * (mask.ndim - 1) + (agents, agents))
-    others = (distinct & mask[..., :, None] & mask[..., None, :])[..., None]
-
-    origin = masked_mean_vector(positions, mask)
-    x = jnp.where(there, positions - origin, jnp.zeros_like(positions))
-    steps = x[..., 1:, :] - x[..., :-1, :]
-    velocity = jnp.concatenate([steps[..., :1, :], steps], axis=-2)
-    scalars = jnp.concatenate(
-        [
-            dense_apply(params["speed"], safe_norm(velocity), precision=precision),
-            dense_apply(params["angle"], turning_angles(velocity), precision=precision),
-        ],
-        axis=-1,
-    )
-    transform = dct_matrix(config.past, dtype=dtype).T
-    z, w = (mix_channels(transform, part, precision=precision) for part in (x, velocity))
-    centre = masked_mean_vector(z, mask)
-    vectors = mix_channels(params["positions"], z - centre, precision=precision) + centre
-    vectors = jnp.where(there, vectors, jnp.zeros_like(vectors))
-    velocities = mix_channels(params["velocities"], w, precision=precision)
-    both = jnp.concatenate([vectors, velocities], axis=-2)
-    categories = _categories(params["reasoning"], scalars, both, others, config, precision)
-
-    def layer(carry: tuple[Array, Array], layer_params: PyTree) -> tuple[tuple[Array, Array], None]:
-        vectors, scalars = _layer(
-            layer_params, carry[1], carry[0], velocities, categories, mask, others, config, precision
-        )
-        return (vectors, carry[1] if scalars is None else scalars), None
-
-    if recompute:
-        layer = jax.checkpoint(layer, prevent_cse=False)  # in a loop nothing is merged anyway
-    if "layers" in params:
-        (vectors, scalars), _ = lax.scan(layer, (vectors, scalars), params["layers"])
-
-    def head(head_params: PyTree) -> Array:
-        out, _ = _layer(head_params, scalars, vectors, velocities, categories, mask, others, config, precision)
-        centre = masked_mean_vector(out, mask)
-        out = mix_channels(head_params["out"], out - centre, precision=precision) + centre
-        return mix_channels(dct_matrix(config.future, dtype=dtype), out, precision=precision)
-
-    out = jax.vmap(head, out_axes=-4)(params["heads"])
-    predicted = out + origin[..., None, :, :, :]
-    return jnp.where(there[..., None, :, :, :], predicted, jnp.zeros_like(predicted)), categories
+    pairs = AllPairs.of(mask)
+    return motion_on_pairs(params, positions, pairs, config, recompute=recompute, precision=precision)
 
 
 class EqMotion(nn.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from equivariant_jax.euclidean import motion
+from equivariant_jax.euclidean import motion_pairs
 from equivariant_jax.euclidean.motion import EqMotion, MotionConfig, eqmotion_apply, eqmotion_init
 from equivariant_jax.euclidean.vectors import dct_matrix, turning_angles, vector_relu
 
@@ -193,7 +193,7 @@ def test_without_the_centre_shifts_do_not_commute(x64, monkeypatch):
         return run(x + 3.0) - run(x) - 3.0
 
     assert float(jnp.abs(shifted()).max()) < 1e-9
-    monkeypatch.setattr(motion, "masked_mean_vector", lambda v, mask: jnp.zeros_like(v[..., :1, :1, :]))
+    monkeypatch.setattr(motion_pairs, "masked_mean_vector", lambda v, mask: jnp.zeros_like(v[..., :1, :1, :]))
     assert float(jnp.abs(shifted()).max()) > 0.1
 
 
