@@ -42,7 +42,7 @@ from equivariant_jax.frames import (
     node_identifiers,
 )
 
-__all__ = ["CARD", "PRESETS", "Config", "atlas", "claims", "colour_refinement", "embed", "run"]
+__all__ = ["CARD", "PRESETS", "Config", "atlas", "claims", "colour_refinement", "embed", "run", "tables"]
 
 CARD = "frame_averaging"
 APART = 1e-3
@@ -285,3 +285,31 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
                 text = f"pairs of connected graphs with {nodes} nodes that 1-WL cannot tell apart, equal"
                 claim(text, expected, pairs, pairs == expected)
     return found
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Makes the table of all committed runs; the worst seed counts.
+
+    Args:
+      found: results by file stem.
+
+    Returns:
+      README marker -> Markdown.
+    """
+    heads = (
+        "nodes", "graphs", "largest frame", "change under relabelling", "pairs beyond 1-WL", "told apart",
+        "by GIN alone", "pairs of all not told apart", "by GIN alone", "seeds",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for result in found.values():
+        for table in result["metrics"].values():
+            values = {name: m["values"] for name, m in table.items()}
+            cells = (
+                str(result["config"]["nodes"]), f"{values['graphs'][0]:,.0f}", f"{values['largest_frame'][0]:,.0f}",
+                f"{max(values['relabel_defect']):.1g}", f"{values['wl_pairs'][0]:.0f}",
+                f"{min(values['wl_pairs_separated']):.0f}", f"{max(values['gin_wl_pairs_separated']):.0f}",
+                f"{max(values['undistinguished']):.0f}", f"{max(values['gin_undistinguished']):,.0f}",
+                str(len(result["seeds"])),
+            )  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return {"frames.graphs": "\n".join(lines)}

@@ -39,9 +39,10 @@ from equivariant_jax.data.simulators import ChargedTask, charged_particles_split
 from equivariant_jax.frames import MPNNConfig, fa_gnn_apply, mpnn_apply, mpnn_init
 from experiments.flow.best_epoch import BestEpoch
 
-__all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "predict", "run"]
+__all__ = ["CARD", "POINTS", "PRESETS", "VARIANTS", "Config", "claims", "predict", "run", "tables"]
 
 CARD = "frame_averaging"
+POINTS = ("1", "2", "3", "4", "5", "6")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fa_gnn": {},
@@ -312,3 +313,31 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
         )
         found.append(_claim("5", statement, 1.3, ratio, ratio <= 1.3))
     return found
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Makes the table of all committed runs, mean and sample standard deviation over seeds.
+
+    Args:
+      found: results by file stem.
+
+    Returns:
+      README marker -> Markdown.
+    """
+
+    def cell(table: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
+        values = scale * np.asarray(table[name]["values"])
+        spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{spread}"
+
+    heads = ("model", "epochs", "test MSE · 1e-3", "linear model · 1e-3", "changes when turned", "seeds", "training")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for result in found.values():
+        for variant, table in result["metrics"].items():
+            cells = (
+                variant, f"{table['epochs']['mean']:.0f}", cell(table, "test_mse", 1e3, 2),
+                f"{1e3 * table['linear_mse']['mean']:.1f}", f"{max(table['rotation_defect']['values']):.1g}",
+                str(len(result["seeds"])), f"{table['train_seconds']['mean'] / 60:.1f} min",
+            )  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return {"frames.nbody": "\n".join(lines)}

@@ -44,7 +44,7 @@ from equivariant_jax.frames import (
 )
 from experiments.frames.normals_sets import abc_clouds, abc_names, solids
 
-__all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "estimate", "plots", "run"]
+__all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "estimate", "plots", "run", "tables"]
 
 CARD = "frame_averaging"
 
@@ -329,6 +329,35 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
                 text = f"test loss on turned clouds, fa_{model} trained in one pose over {other} ({name}), at most"
                 claim(text, 1.0, value)
     return found
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """Makes the table of all committed runs, mean and sample standard deviation over seeds.
+
+    Args:
+      found: results by file stem.
+
+    Returns:
+      README marker -> Markdown.
+    """
+
+    def cell(table: Mapping[str, Any], name: str, digits: int) -> str:
+        values = np.asarray(table[name]["values"])
+        spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{values.mean():.{digits}f}{spread}"
+
+    heads = (
+        "model", "1 - cos², poses of the data", "random poses", "degrees, poses of the data", "random poses", "seeds",
+        "training",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for result in found.values():
+        for variant, table in result["metrics"].items():
+            losses = (cell(table, name, 3) for name in ("test_loss", "test_loss_rotated"))
+            degrees = (cell(table, name, 1) for name in ("test_degrees", "test_degrees_rotated"))
+            minutes = f"{table['train_seconds']['mean'] / 60:.1f} min"
+            lines.append("| " + " | ".join((variant, *losses, *degrees, str(len(result["seeds"])), minutes)) + " |")
+    return {"frames.normals": "\n".join(lines)}
 
 
 def plots(found: Mapping[str, Any], folder: Path) -> None:

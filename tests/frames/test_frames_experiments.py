@@ -58,6 +58,9 @@ def test_nbody_published_settings_and_claims():
     }
     assert _holds(nbody.claims(metrics)) == [True, True, True, False]
     assert not nbody.claims({"no_frames": metrics["no_frames"]})
+    full = metrics["fa_gnn"] | _table(rotation_defect=1e-6, train_seconds=90.0)
+    table = nbody.tables({"x": {"seeds": [0, 1, 2], "metrics": {"fa_gnn": full}}})["frames.nbody"]
+    assert table.endswith("| fa_gnn | 220 | 10.00 ± 0.00 | 80.0 | 1e-06 | 3 | 1.5 min |")
     metrics["fa_gnn"]["epochs"]["values"] = [10_000.0]
     assert _holds(nbody.claims({"fa_gnn": metrics["fa_gnn"]})) == [True, False]
 
@@ -134,6 +137,9 @@ def test_graphs_claims():
         gin_wl_pairs_separated=0.0,
     )  # fmt: skip
     assert _holds(graphs.claims({"run": good})) == [True] * 4
+    full = good | _table(largest_frame=5040.0, undistinguished=0.0, gin_undistinguished=45.0)
+    table = graphs.tables({"x": {"seeds": [0], "config": {"nodes": 7}, "metrics": {"run": full}}})["frames.graphs"]
+    assert table.endswith("| 7 | 853 | 5,040 | 1e-06 | 17 | 17 | 0 | 0 | 45 | 1 |")
     bad = {**good, **_table(relabel_defect=1e-4, wl_pairs_separated=16.0, gin_wl_pairs_separated=1.0, graphs=112.0)}
     assert _holds(graphs.claims({"run": bad})) == [False] * 3
 
@@ -204,6 +210,9 @@ def test_normals_published_settings_and_claims(tmp_path):
         "pointnet_rotated": _table(test_loss=0.19, test_loss_rotated=0.19),
     }
     assert _holds(normals.claims(metrics)) == [True, True, False]
+    full = metrics["pointnet"] | _table(test_degrees=20.0, test_degrees_rotated=30.0, train_seconds=60.0)
+    table = normals.tables({"x": {"seeds": [0], "metrics": {"pointnet": full}}})["frames.normals"]
+    assert "| pointnet | 0.150 ± 0.000 | 0.400 ± 0.000 | 20.0 ± 0.0 | 30.0 ± 0.0 | 1 | 1.0 min |" in table
     pytest.importorskip("matplotlib")
     normals.plots({"frames.normals.cpu": {"metrics": metrics}}, tmp_path)
     assert "<svg" in (tmp_path / "frames.normals.svg").read_text()
