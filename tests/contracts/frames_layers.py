@@ -183,6 +183,7 @@ LAYERS: list[Layer] = [
             PADDED_ROWS,
         ),
         leading_axes=True,
+        slow=True,  # fa_gnn_apply runs it
     ),
     Layer(
         name="frames.pointnet_apply",
