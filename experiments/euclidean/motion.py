@@ -141,7 +141,7 @@ class Config:
     noise: float = 0.05
     noise_until: float = 0.7
     balance: float = 0.1
-    steps: int = 6000
+    steps: int = 3000
     batch_size: int = 32
     learning_rate: float = 2e-3
     schedule: Literal["constant", "warmup_cosine", "exponential"] = "warmup_cosine"
@@ -174,7 +174,7 @@ PRESETS: dict[str, Config] = {
     "charged": Config(dataset="charged", layers=4, noise=0.0, balance=0.0),
     "pedestrians": Config(
         dataset="pedestrians", train_size=0, validation_size=0, test_size=0, orientation="as_is", past=8, future=12,
-        categories=4, heads=20, layers=3, scalars=32, channels=32, batch_size=100, steps=5000, noise=0.0, balance=0.0,
+        categories=4, heads=20, layers=3, scalars=32, channels=32, batch_size=100, steps=3000, noise=0.0, balance=0.0,
     ),
     "molecule": Config(
         dataset="molecule", train_size=0, validation_size=0, test_size=0, orientation="as_is", past=10, future=10,
