@@ -276,7 +276,7 @@ def joint_positions(expmaps: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     Example:
       >>> arm = Skeleton(np.array([-1, 0]), np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
       >>> joint_positions(np.array([0, 0, 5.0, 0, 0, -np.pi / 2, 0, 0, 0]), arm).round(6).tolist()
-      [[0.0, 0.0, 5.0], [0.0, -1.0, 5.0]]
+      [[0.0, 0.0, 5.0], [0.0, 1.0, 5.0]]
     """
     parents, offsets = np.asarray(skeleton.parents), np.asarray(skeleton.offsets, np.float64)
     joints = len(parents)

@@ -108,8 +108,8 @@ def turning_angles(velocities: Array) -> Array:
       code gives pi / 2 there, the arc cosine of zero.)
 
     Example:
-      >>> turning_angles(jnp.array([[1.0, 0.0], [0.0, 2.0]])).round(4).tolist()
-      [0.0, 1.5708]
+      >>> jnp.rad2deg(turning_angles(jnp.array([[1.0, 0.0], [0.0, 2.0]]))).round().tolist()
+      [0.0, 90.0]
     """
     before = jnp.concatenate([velocities[..., :1, :], velocities[..., :-1, :]], axis=-2)
     length, length_before = safe_norm(velocities, keepdims=True), safe_norm(before, keepdims=True)
