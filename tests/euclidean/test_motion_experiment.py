@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from equivariant_jax.euclidean.motion import eqmotion_init
-from experiments.euclidean import motion, motion_measure, motion_models, motion_report, motion_sets
+from experiments.euclidean import motion, motion_laws, motion_measure, motion_models, motion_report, motion_sets
 
 TINY = dataclasses.replace(
     motion.PRESETS["ci"], train_size=20, validation_size=6, test_size=6, layers=1, channels=4, scalars=4, past=6,
@@ -199,3 +199,20 @@ def test_table():
     metrics = {"eqmotion": table(task=float(motion.TASKS.index("hotel")), ade=0.125, rotated_ade=0.125, **SHARED)}
     text = motion.tables({"run": {"metrics": metrics, "seeds": [0, 1, 2]}})["euclidean.motion"]
     assert "| hotel | eqmotion | 10 | 0.125 ± 0 | 0.3 ± 0 | 0.5/1 | 0.125 ± 0 | - | 0.12/0.18 | 3 | 5.0 min |" in text
+
+
+def test_laws_are_measured_on_moves_that_move(tmp_path, monkeypatch):
+    config = motion_laws.Config(scenes=3, width=4, layers=1)
+    metrics = motion_laws.run(config, tmp_path)
+    assert metrics["float64/spread_of_categories"] > 1e-4
+    found = motion_laws.claims({"run": table(**metrics)})
+    assert len(found) == 5
+    assert all(c["holds"] for c in found)
+    assert "| float64 |" in motion_laws.tables({"run": {"metrics": {"run": table(**metrics)}}})["euclidean.motion_laws"]
+    # Break the layer: a coordinate that the network is told.
+    apply = motion_laws.eqmotion_apply
+    monkeypatch.setattr(
+        motion_laws, "eqmotion_apply", lambda params, x, *rest: apply(params, x.at[..., 0].multiply(1.01), *rest)
+    )
+    broken = motion_laws._worst(config, "float32", 1.0)
+    assert broken["positions"] > 1e-3
