@@ -15,9 +15,9 @@ Variants of one code, data and budget: `eqmotion`; `no_interaction`, which sees 
 `egnn`, as a predictor of all future frames; `mlp`, all coordinates of a scene at once, without symmetry. Going on at
 the last velocity (`cv_ade`, `cv_fde`) is always measured beside them.
 
-Presets: `cpu` (springs, 1,000 trajectories, all turned into one orientation, H = C = 32), `charged`, `pedestrians`
-(one scene left out, `--scene`; files under `EQUIVARIANT_JAX_DATA`), `molecule` (ethanol at 500 K by GFN2-xTB, made once
-per working directory), and the published settings of each task: `paper` (springs), `paper_charged`,
+Presets: `cpu` (springs, 1,000 trajectories, H = C = 32, 2 layers), `charged`, `pedestrians` (one scene left out,
+`--scene`; files under `EQUIVARIANT_JAX_DATA`), `molecule` (ethanol at 500 K by GFN2-xTB, made once per working
+directory); all but pedestrians turned into one orientation by their principal axes; and the published settings of each task: `paper` (springs), `paper_charged`,
 `paper_pedestrians`, `paper_molecule`, `paper_human`, `paper_human_long`.
 
 Commands: `python -m experiments euclidean.motion cpu --seeds 0 1 2 --variants all`, and the same for the others.
@@ -177,7 +177,7 @@ PRESETS: dict[str, Config] = {
         categories=4, heads=20, layers=3, scalars=32, channels=32, batch_size=100, steps=3000, noise=0.0, balance=0.0,
     ),
     "molecule": Config(
-        dataset="molecule", train_size=0, validation_size=0, test_size=0, orientation="as_is", past=10, future=10,
+        dataset="molecule", train_size=0, validation_size=0, test_size=0, past=10, future=10,
         start_every=4, scale=10.0, layers=4, noise=0.0, balance=0.0, steps=3000,
     ),
     "paper": _PUBLISHED,

@@ -63,7 +63,7 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
         if "egnn" in metrics:
             worse = values("egnn", "ade").min() / values("eqmotion", "ade").max()
             claim(3, "charges: ADE of EGNN, best seed, over ours, worst seed", 1.0, worse, least=True)
-    if kind in ("springs", "charged") and "mlp" in metrics:
+    if kind in ("springs", "charged", "molecule") and "mlp" in metrics:
         gap = values("eqmotion", "rotation_gap").max()
         claim(4, f"{kind}, trained on one orientation: change of ADE under random rotation, worst seed", 1e-5, gap)
         grown = (values("mlp", "rotated_ade") / values("mlp", "ade")).min()
