@@ -17,8 +17,8 @@ the last velocity (`cv_ade`, `cv_fde`) is always measured beside them.
 
 Presets: `cpu` (springs, 1,000 trajectories, H = C = 32, 2 layers), `charged`, `pedestrians` (one scene left out,
 `--scene`; files under `EQUIVARIANT_JAX_DATA`), `molecule` (ethanol at 500 K by GFN2-xTB, made once per working
-directory); all but pedestrians turned into one orientation by their principal axes; and the published settings of each task: `paper` (springs), `paper_charged`,
-`paper_pedestrians`, `paper_molecule`, `paper_human`, `paper_human_long`.
+directory), all but pedestrians turned into one orientation by their principal axes; and the published settings of each
+task: `paper` (springs), `paper_charged`, `paper_pedestrians`, `paper_molecule`, `paper_human`, `paper_human_long`.
 
 Commands: `python -m experiments euclidean.motion cpu --seeds 0 1 2 --variants all`, and the same for the others.
 Numbers reached, hardware and time stand in `experiments/results`, written by the run.
