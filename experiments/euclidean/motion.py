@@ -310,7 +310,8 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     best = keep.of(result, workdir, checkpoints=False)
     metrics = measure(apply, best.params, sets["test"], config, whole=True)
     validation = measure(apply, best.params, sets["validation"], config)
-    metrics |= scene_paths(apply, best.params, sets["test"], config)
+    if config.model == "eqmotion":
+        metrics |= scene_paths(apply, best.params, sets["test"], config)
     metrics |= {f"validation_{name}": validation[name] for name in ("ade", "fde")}
     metrics |= {
         "task": float(TASKS.index(config.scene if config.dataset == "pedestrians" else config.dataset)),
