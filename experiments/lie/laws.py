@@ -33,6 +33,7 @@ __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "blobs", "claims", "elements
 CARD = "lie_group_decompositions"
 VARIANTS: dict[str, dict[str, Any]] = {"SL2": {}, "GL2": {"group": "GL2"}}
 _GROUPS = {"SL2": lie.SL2, "GL2": lie.GL2}
+_METHODS: tuple[Literal["random", "stratified", "quasi"], ...] = ("random", "stratified", "quasi")
 _DTYPES = {"float32": 1e-5, "float64": 1e-12}
 # Samples per unit box and half side of the box: the published layout, a finer one, a wider one, and two as wide as
 # the largest stretch.
@@ -151,11 +152,11 @@ def _haar(config: Config) -> dict[str, float]:
         ratios = np.asarray([integral(g) / iwasawa_integral(g) for g in functions])
         found["haar/polar_over_iwasawa_spread"] = float(ratios.max() / ratios.min() - 1)
 
-    for method in ("random", "stratified", "quasi"):
+    for method in _METHODS:
         for weighted in (True, False):
 
             @jax.jit
-            def gap(key, method=method, weighted=weighted):
+            def gap(key, method: Literal["random", "stratified", "quasi"] = method, weighted: bool = weighted):
                 samples = lie.sample_polar(key, 512, group, scale=0.7, method=method, dtype="float64")
                 w = samples.weights if weighted else jnp.full_like(samples.log_weight, 1 / 512)
                 values = [jnp.sum(moved(here, name)(samples.matrix) * w) for name in ("identity", "shear", "stretch")]
@@ -249,7 +250,7 @@ def _convergence(config: Config) -> dict[str, float]:
     key_exact, key_sets = jax.random.split(jax.random.key(config.seed))
     exact = jax.jit(lambda key: value(key, config.dense, "quasi"))(key_exact)
     keys, found = jax.random.split(key_sets, config.repeats), {}
-    for method in ("random", "stratified", "quasi"):
+    for method in _METHODS:
         for number in config.sizes:
             sets = jax.jit(jax.vmap(lambda key, s=number, m=method: value(key, s, m)))(keys)
             error = jnp.sqrt(jnp.mean((sets - exact[None]) ** 2) / jnp.mean(exact**2))
@@ -323,7 +324,7 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
         if "haar/polar_over_iwasawa_spread" in worst:
             spread = worst["haar/polar_over_iwasawa_spread"]
             at_most(2, f"{group}: spread over functions of polar over Iwasawa integrals", 1e-6, spread)
-        for method in ("random", "stratified", "quasi"):
+        for method in _METHODS:
             name = f"haar/monte_carlo/{method}"
             at_most(2, f"{group}: {method} weighted sums, function against moved function, standard errors", 4.0,
                     worst[f"{name}/weighted"])  # fmt: skip
@@ -379,7 +380,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     error = ["| group | samples drawn | " + " | ".join(f"S = {int(s)}" for s in sizes) + " | slope |",
              "|---|---|" + "---|" * (len(sizes) + 1)]  # fmt: skip
     for group, table in groups.items():
-        for method in ("random", "stratified", "quasi"):
+        for method in _METHODS:
             cells = [f"{table[f'error/{method}/{s}']['mean']:.2g}" for s in sizes]
             error.append(
                 f"| {group} | {method} | " + " | ".join([*cells, f"{table[f'slope/{method}']['mean']:.2f}"]) + " |"

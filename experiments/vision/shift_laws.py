@@ -10,6 +10,7 @@ reached, hardware and time stand in `experiments/results`, written by the run.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from equivariant_jax.core.typing import Array
 from equivariant_jax.vision import (
+    Criterion,
     PyramidConfig,
     ViTConfig,
     attention_init,
@@ -40,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit": {}, "twins": {"architecture": "twins"}, "swin": {"architecture": "swin"},
 }  # fmt: skip
 _STRIDES = (2, 3, 4, 7)
+_CRITERIA: tuple[Criterion, ...] = ("exact", "projection", "norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +112,8 @@ def _anchors(seed: int) -> dict[str, float]:
         noise = rng.normal(size=(3 * stride, 2 * stride, 8)).astype(np.float32)
         shifts = np.array(list(itertools.product(range(3 * stride), range(2 * stride))))
         for name, x in (("maps", noise), ("unit_tokens", _unit(noise))):
-            for criterion in ("exact", "projection", "norm"):
-                run = jax.jit(lambda batch, s=stride, c=criterion: polyphase_anchor(batch, s, criterion=c))
+            for criterion in _CRITERIA:
+                run = jax.jit(functools.partial(polyphase_anchor, stride=stride, criterion=criterion))
                 anchored, phases = (np.asarray(v) for v in run(jnp.asarray(_orbit(x, shifts))))
                 moved = shifts + phases[0] - phases
                 holds = [
