@@ -10,6 +10,7 @@ Command: `python -m experiments euclidean.motion_laws cpu --seeds 0 1 2`. Number
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from equivariant_jax.core.typing import Array, PyTree
 from equivariant_jax.euclidean.motion import MotionConfig, eqmotion_apply, eqmotion_init
 from experiments.euclidean.motion_sets import random_rotations
 
@@ -51,6 +53,15 @@ class Config:
 PRESETS: dict[str, Config] = {"ci": Config(scenes=5, width=8, layers=2), "cpu": Config()}
 
 
+_init = jax.jit(eqmotion_init, static_argnums=1, static_argnames="dtype")
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _predict(params: PyTree, x: Array, network: MotionConfig, mask: Array) -> tuple[Array, Array]:
+    predicted, categories = eqmotion_apply(params, x, network, mask)
+    return predicted[:, 0], categories
+
+
 def _worst(config: Config, dtype: str, shift: float) -> dict[str, float]:
     rng = np.random.default_rng(config.seed)
     network = MotionConfig(scalars=config.width, channels=config.width, layers=config.layers)
@@ -63,16 +74,11 @@ def _worst(config: Config, dtype: str, shift: float) -> dict[str, float]:
     padded = np.concatenate([x, np.full((config.scenes, PADDING, *shape[2:]), 1e6)], axis=1)
     mask = np.broadcast_to(np.arange(config.agents + PADDING) < config.agents, padded.shape[:2])
 
-    @jax.jit
-    def predict(params, x, mask):
-        predicted, categories = eqmotion_apply(params, x, network, mask)
-        return predicted[:, 0], categories
-
-    params = jax.jit(lambda key: eqmotion_init(key, network, dtype=dtype))(jax.random.key(config.seed))
+    params = _init(jax.random.key(config.seed), network, dtype=dtype)
     none = np.zeros((config.scenes, PADDING, *shape[2:]))
     # One shape for all three, so one program: without padding the mask still says so.
     plain, at, away = (
-        tuple(np.asarray(out, np.float64) for out in predict(params, jnp.asarray(scenes, dtype), mask))
+        tuple(np.asarray(out, np.float64) for out in _predict(params, jnp.asarray(scenes, dtype), network, mask))
         for scenes in (np.concatenate([x, none], 1), np.concatenate([moved, none], 1), padded)
     )
     real = slice(0, config.agents)
