@@ -10,7 +10,8 @@ References: Giles 2008, "An extended collection of matrix derivative results"; L
 arXiv:1903.09650 (Lorentzian broadening).
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,17 @@ import jax.numpy as jnp
 from equivariant_jax.core.typing import Array
 
 __all__ = ["polar", "safe_eigh", "safe_norm", "safe_normalize", "safe_sqrt", "safe_svd"]
+
+
+def _precise(function: Callable) -> Callable:
+    """Multiplies matrices in full precision where the device's default is less (bfloat16 on TPU)."""
+
+    @wraps(function)
+    def run(*args, **kwargs):
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def safe_sqrt(x: Array) -> Array:
@@ -144,6 +156,7 @@ def _eigh(a):
 
 
 @_eigh.defjvp
+@_precise
 def _eigh_jvp(primals, tangents):
     (a,), (da,) = primals, tangents
     w, v = _eigh(a)
@@ -176,6 +189,7 @@ def _svd(a):
 
 
 @_svd.defjvp
+@_precise
 def _svd_jvp(primals, tangents):
     (a,), (da,) = primals, tangents
     u, s, vt = _svd(a)
@@ -194,6 +208,7 @@ def _svd_jvp(primals, tangents):
     return (u, s, vt), (du, jnp.diagonal(inner, axis1=-2, axis2=-1), _transpose(dv))
 
 
+@_precise
 def polar(a: Array, *, special: bool = False) -> tuple[Array, Array]:
     r"""Polar decomposition $A = Q P$: the nearest orthogonal matrix and a symmetric factor.
 
@@ -223,6 +238,7 @@ def polar(a: Array, *, special: bool = False) -> tuple[Array, Array]:
     return q, 0.5 * (p + _transpose(p))
 
 
+@_precise
 def _signed_svd(a, special):
     u, s, vt = jnp.linalg.svd(a, full_matrices=False)
     if special:
@@ -233,12 +249,14 @@ def _signed_svd(a, special):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
+@_precise
 def _orthogonal_factor(a, special):
     u, _, vt = _signed_svd(a, special)
     return u @ vt
 
 
 @_orthogonal_factor.defjvp
+@_precise
 def _orthogonal_factor_jvp(special, primals, tangents):
     (a,), (da,) = primals, tangents
     q = _orthogonal_factor(a, special)

@@ -13,6 +13,7 @@ their units, and neighbour lists and graphs commute with rotations, translations
 | `flowing`, `generated` | sequences of moving digits, made on the device; endless batches from a key |
 | `affine` | digits under affine maps and homographies, made on the device; affNIST's and homNIST's files |
 | `shapes`, `meshes` | procedural solids as points with normals; OFF, OBJ, ModelNet40 |
+| `graph6` | graphs as lines of text |
 | `routing` | tours: TSPLIB files, exact and 2-opt |
 | `kth` | the KTH set of human actions, from its videos, and clips of it in motion |
 | `pedestrians` | walking people of ETH and UCY, in windows, one scene left out |
@@ -42,6 +43,7 @@ from equivariant_jax.data import (
     extxyz,
     flowing,
     generated,
+    graph6,
     images,
     kth,
     meshes,
@@ -64,6 +66,7 @@ from equivariant_jax.data.conversion import from_ase, to_ase
 from equivariant_jax.data.extxyz import read_extxyz, write_extxyz
 from equivariant_jax.data.flowing import FlowingSequence, flowing_mnist, half_scale, rotating_mnist
 from equivariant_jax.data.generated import GeneratedBatches
+from equivariant_jax.data.graph6 import graph6_adjacency, graph6_line, read_graph6
 from equivariant_jax.data.images import mnist, read_idx, small_digits
 from equivariant_jax.data.kth import KTH_ACTIONS, kth_actions, moving_clips
 from equivariant_jax.data.meshes import modelnet40, read_obj, read_off, sample_mesh
@@ -119,6 +122,9 @@ __all__ = [
     "flowing_mnist",
     "from_ase",
     "generated",
+    "graph6",
+    "graph6_adjacency",
+    "graph6_line",
     "graph_pipeline",
     "graph_sizes",
     "half_scale",
@@ -144,6 +150,7 @@ __all__ = [
     "published_molecules",
     "read_catalysts",
     "read_extxyz",
+    "read_graph6",
     "read_idx",
     "read_npz",
     "read_obj",

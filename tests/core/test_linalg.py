@@ -107,3 +107,12 @@ def test_errors():
         linalg.safe_svd(jnp.ones(3))
     with pytest.raises(ValueError, match="floating"):
         linalg.safe_eigh(jnp.eye(2, dtype=jnp.int32))
+
+
+def test_products_are_in_full_precision_on_every_device():
+    """The default of a TPU is bfloat16, which a rotation's derivative does not survive."""
+    a = jnp.diag(jnp.arange(1.0, 4.0))
+    for function in (linalg.safe_eigh, linalg.safe_svd, lambda a: linalg.polar(a, special=True)):
+        program = str(jax.make_jaxpr(lambda x, f=function: jax.jvp(f, (x,), (x,)))(a))
+        assert program.count("dot_general") > 0
+        assert program.count("precision=None") == 0
