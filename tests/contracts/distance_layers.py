@@ -94,7 +94,8 @@ BY_ORDER = (Law(ORDERS, (ROWS, _Kept()), ROWS),)
 
 
 def _turned(params, x):
-    return {"position": jnp.tanh(x @ params) + x, "vector": x * jnp.cos(x @ params), "scalar": jnp.sum(jnp.cos(x @ params))}
+    mixed = x @ params
+    return {"position": jnp.tanh(mixed) + x, "vector": x * jnp.cos(mixed), "scalar": jnp.sum(jnp.cos(mixed))}
 
 
 def _average(params, x, mask):
