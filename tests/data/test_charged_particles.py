@@ -156,3 +156,12 @@ def test_bad_input():
         simulate_charged_particles(0, seed=0)
     with pytest.raises(ValueError, match="input_frame"):
         charged_particles_splits(1, 1, 1, input_frame=4, target_frame=4)
+
+
+def test_initial_states_are_left_alone():
+    x = np.array([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]])
+    v = np.zeros_like(x)
+    before = x.copy()
+    evolve_charged_particles(x, v, np.ones((1, 2)), num_steps=200)
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(v, 0)

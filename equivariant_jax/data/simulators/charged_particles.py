@@ -147,8 +147,8 @@ def evolve_charged_particles(
     for start in range(0, num, _CHUNK):
         chunk = slice(start, start + _CHUNK)
         # Simulations last: every operation then runs over long contiguous rows.
-        x = np.ascontiguousarray(positions[chunk].transpose(1, 2, 0))
-        v = np.ascontiguousarray(velocities[chunk].transpose(1, 2, 0))
+        # Copies, since they are advanced in place (a single simulation is contiguous either way).
+        x, v = (np.array(part[chunk].transpose(1, 2, 0), order="C") for part in (positions, velocities))
         q = charges[chunk].T
         pair = (q[first] * q[second], first, second, signs, strength, max_force)
         v += time_step * _forces(x, *pair)
