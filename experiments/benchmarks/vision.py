@@ -64,7 +64,8 @@ def _network(name: str) -> ViTConfig | PyramidConfig:
     kind, _, size = name.partition("-")
     if kind not in ("twins", "vit") or not size:
         raise ValueError(f'networks: got {name!r}, expected "twins-small", "vit-tiny" and so on, or "small".')
-    return twins_config(size) if kind == "twins" else vit_config(size)
+    make: Any = twins_config if kind == "twins" else vit_config
+    return make(size)
 
 
 def _strongest(x: Array, stride: int) -> Array:
