@@ -302,9 +302,9 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
                 found.append(_claim("4", statement, 1.0, ratio, ratio < 1.0))
     if "short" in metrics and "full_frames" in metrics:
         one, every = metrics["short"], metrics["full_frames"]
-        # Other processes only add to a time: the least over seeds.
-        ratio = min(one["step_milliseconds"]["values"]) / min(every["step_milliseconds"]["values"])
-        statement = "time of a training step with one random element over that with all eight, least of seeds, at most"
+        times = zip(one["step_milliseconds"]["values"], every["step_milliseconds"]["values"], strict=True)
+        ratio = max(a / b for a, b in times)
+        statement = "time of a training step with one random element over that with all eight, worst seed, at most"
         found.append(_claim("5", statement, 0.25, ratio, ratio <= 0.25))
         ratio = one["test_mse"]["mean"] / every["test_mse"]["mean"]
         statement = (
