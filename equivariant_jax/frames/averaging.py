@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
 from equivariant_jax.frames.pca import Group, pca_frames
@@ -65,6 +66,7 @@ def frame_average(
     reduce: Literal["mean", "sample"] = "mean",
     key: PRNGKey | None = None,
     vectorized: bool = False,
+    sequential: bool = False,
 ) -> Callable[..., PyTree]:
     r"""Makes a symmetric function of any: `sum_g w_g rho2(g) phi(rho1(g)^-1 X)` over the elements g of the frames.
 
@@ -80,6 +82,9 @@ def frame_average(
       key: typed random key, for "sample"; each leading index draws its own element.
       vectorized: static; True calls `function` once with all elements on an axis in front of an item's, `[..., F, *]`,
         instead of mapping it over them: for functions with statistics of a batch.
+      sequential: static; True evaluates the elements one after another, in the memory of one. Slower on an accelerator
+        that one element does not fill, faster on a CPU whose cache all of them together do not fit. With `vectorized`,
+        `function` is given one element on the axis in front of an item's, and statistics are those of one element.
 
     Returns:
       Function of inputs `[..., *]` (leaves; leading axes as those of the frames) to outputs `[..., *]`.
@@ -113,14 +118,36 @@ def frame_average(
             return _matched(kind, x, lambda k, leaf: chosen.pull(k, jnp.asarray(leaf)))
 
         moved = [pulled(kind, x) for kind, x in zip(in_types, inputs, strict=True)]
+        # Inputs that all elements share have no axis for them.
+        axes = tuple(None if kind == "scalar" and not vectorized else 0 for kind in in_types)
+        if sequential:
+            return _matched(out_types, one_by_one(moved, axes), reduced)
         run = function
         if not vectorized:
-            run = jax.vmap(
-                run, in_axes=tuple(None if kind == "scalar" else 0 for kind in in_types), axis_size=weight.shape[-1]
-            )
+            run = jax.vmap(run, in_axes=axes, axis_size=weight.shape[-1])
             for _ in range(lead):
                 run = jax.vmap(run)
         return _matched(out_types, run(*moved), reduced)
+
+    def one_by_one(moved: list[PyTree], axes: tuple[int | None, ...]) -> PyTree:
+        run = function
+        if not vectorized:
+            for _ in range(lead):
+                run = jax.vmap(run)
+
+        def element(index: Array) -> PyTree:
+            def cut(axis: int | None, x: PyTree) -> PyTree:
+                if axis is None:
+                    return x
+                return jax.tree.map(
+                    lambda leaf: lax.dynamic_index_in_dim(leaf, index, lead, keepdims=vectorized), x
+                )
+
+            y = run(*(cut(axis, x) for axis, x in zip(axes, moved, strict=True)))
+            return jax.tree.map(lambda leaf: jnp.squeeze(leaf, lead), y) if vectorized else y
+
+        stacked = lax.map(element, jnp.arange(weight.shape[-1], dtype=jnp.int32))
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, lead), stacked)
 
     def reduced(kind: Any, y: Array) -> Array:
         if not jnp.issubdtype(y.dtype, jnp.floating):

@@ -157,7 +157,7 @@ def _random_bases(key: PRNGKey, values: Array, vectors: Array, near: Array) -> A
     mixed = jnp.where(same, noise, jnp.zeros((), values.dtype))
     # Far larger than any noise: clusters stay in order.
     level = jnp.asarray(100.0 * d, values.dtype) * cluster
-    turn = jnp.linalg.eigh(mixed + level[..., None, :] * _eye(mixed))[1]
+    turn = safe_eigh(mixed + level[..., None, :] * _eye(mixed))[1]
     return jnp.matmul(vectors, lax.stop_gradient(turn), precision=_HIGHEST)
 
 

@@ -48,6 +48,60 @@ def test_eigh(key, x64):
         assert finite(f, degenerate)
 
 
+def small_matrices(kind, n, rng):
+    x = rng.normal(size=(500, n, n))
+    a = x + x.swapaxes(1, 2)
+    turn = np.linalg.qr(x)[0]
+    if kind == "graded":
+        scale = 10.0 ** rng.uniform(-6, 6, size=(500, n))
+        a = a * scale[:, :, None] * scale[:, None, :]
+    if kind == "near":
+        values = 1 + rng.normal(size=(500, n)) * 10.0 ** rng.uniform(-16, -6, size=(500, 1))
+        a = np.einsum("sij,sj,skj->sik", turn, values, turn)
+    if kind == "equal":
+        a = np.eye(n) * rng.integers(-2, 3, size=(500, n))[:, None, :]
+    if kind == "rank one":
+        a = x[:, :, :1] * x[:, None, :, 0]
+    return a * {"huge": 1e30, "tiny": 1e-30}.get(kind, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["random", "graded", "near", "equal", "rank one", "huge", "tiny"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_eigh_of_small_matrices(kind, n, x64):
+    """Against LAPACK's eigenvalues; `a v = v w` and orthogonality, to a few units of rounding."""
+    a = small_matrices(kind, n, np.random.default_rng(n))
+    for dtype, bound in ((np.float32, 1e-6), (np.float64, 4e-15)):
+        low = a.astype(dtype)
+        low = 0.5 * (low + low.swapaxes(1, 2))
+        w, v = (np.asarray(leaf) for leaf in jax.jit(linalg.safe_eigh)(low))
+        assert w.dtype == v.dtype == dtype
+        assert (np.diff(w, axis=-1) >= 0).all()
+        exact = low.astype(np.float64)
+        values, size = np.linalg.eigvalsh(exact), np.abs(exact).max(axis=(1, 2)) + 1e-300
+        assert (np.abs(w - values).max(axis=1) / size).max() < bound
+        assert (np.abs(exact @ v - v * w[:, None]).max(axis=(1, 2)) / size).max() < bound
+        assert np.abs(v.swapaxes(1, 2) @ v - np.eye(n)).max() < bound
+
+
+def test_eigh_of_small_matrices_needs_its_sweeps(x64, monkeypatch):
+    a = small_matrices("random", 3, np.random.default_rng(0))
+    monkeypatch.setitem(linalg._SWEEPS, 3, 3)
+    jax.clear_caches()
+    w, v = linalg.safe_eigh(a)
+    assert float(jnp.abs(a @ v - v * w[:, None]).max()) > 1e-12
+    jax.clear_caches()
+
+
+def test_eigh_of_small_matrices_shards():
+    """The loop's state must vary over the same devices before and after each sweep."""
+    a = jax.random.normal(jax.random.key(0), (8, 3, 3))
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("batch",), auto, devices=jax.devices()[:2])
+    run = jax.shard_map(linalg.safe_eigh, mesh=mesh, in_specs=jax.P("batch"), out_specs=jax.P("batch"))
+    for ours, whole in zip(jax.jit(run)(a), linalg.safe_eigh(a), strict=True):
+        np.testing.assert_allclose(ours, whole, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5)])
 def test_svd(shape, key, x64):
     a = jax.random.normal(key, shape, jnp.float64)

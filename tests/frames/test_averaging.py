@@ -277,6 +277,36 @@ def test_vectorized_is_the_same(x64):
     np.testing.assert_allclose(run(True), run(False), atol=1e-13)
 
 
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_one_element_after_another_is_the_same(vectorized, x64):
+    """Values and gradients; an input that all elements share; a tree of outputs."""
+    x, v, _, _ = clouds(3, 3, 5)
+    x, v, weight = jnp.asarray(x), jnp.asarray(v), jnp.linspace(1.0, 2.0, 15).reshape(3, 5, 1)
+    seen = []
+
+    def f(x, v, weight):
+        seen.append(x.shape)
+        y = jnp.tanh(weight * x) + jnp.sin(v) * x.sum(-2, keepdims=True)
+        return {"vector": y, "scalar": y.sum((-2, -1))}
+
+    def run(x, sequential):
+        average = frame_average(
+            f, pca_frames(x), in_types=("position", "vector", "scalar"),
+            out_types={"vector": "vector", "scalar": "scalar"}, vectorized=vectorized, sequential=sequential,
+        )  # fmt: skip
+        return average(x, v, weight)
+
+    def total(x, sequential):
+        y = run(x, sequential)
+        return jnp.sum(y["vector"] ** 3) + jnp.sum(jnp.sin(y["scalar"]))
+
+    for one, all_at_once in zip(jax.tree.leaves(run(x, True)), jax.tree.leaves(run(x, False)), strict=True):
+        np.testing.assert_allclose(one, all_at_once, atol=1e-13)
+    np.testing.assert_allclose(jax.grad(total)(x, True), jax.grad(total)(x, False), atol=1e-11)
+    if vectorized:
+        assert set(seen) == {(3, 1, 5, 3), (3, 8, 5, 3)}
+
+
 def test_sample_is_unbiased_and_independent(x64):
     x, v, _, _ = clouds(2, 3, 5)
     x, v = jnp.asarray(x), jnp.asarray(v)
