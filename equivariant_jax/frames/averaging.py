@@ -139,9 +139,7 @@ def frame_average(
             def cut(axis: int | None, x: PyTree) -> PyTree:
                 if axis is None:
                     return x
-                return jax.tree.map(
-                    lambda leaf: lax.dynamic_index_in_dim(leaf, index, lead, keepdims=vectorized), x
-                )
+                return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, lead, keepdims=vectorized), x)
 
             y = run(*(cut(axis, x) for axis, x in zip(axes, moved, strict=True)))
             return jax.tree.map(lambda leaf: jnp.squeeze(leaf, lead), y) if vectorized else y

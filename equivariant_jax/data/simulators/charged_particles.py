@@ -35,6 +35,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from equivariant_jax.data.simulators.stepping import evolve, pairs
+
 __all__ = [
     "ChargedTask",
     "ChargedTrajectories",
@@ -43,9 +45,6 @@ __all__ = [
     "evolve_charged_particles",
     "simulate_charged_particles",
 ]
-
-# Simulations that are advanced together: few enough for the arrays of a step to stay in the cache.
-_CHUNK = 256
 
 
 class ChargedTrajectories(NamedTuple):
@@ -87,15 +86,6 @@ def _check(positions: np.ndarray, velocities: np.ndarray, charges: np.ndarray) -
         raise ValueError(f"charges {charges.shape}: expected `[simulations, n]` = {positions.shape[:2]}.")
 
 
-def _forces(x, products, first, second, signs, strength, max_force):
-    # x [n, 3, s]; pairs are counted once, so action equals reaction to the last bit before the sum.
-    difference = x[first] - x[second]
-    square = np.einsum("pds,pds->ps", difference, difference)
-    difference *= (strength * products / (square * np.sqrt(square)))[:, None]
-    forces = (signs @ difference.reshape(len(first), -1)).reshape(x.shape)
-    return np.clip(forces, -max_force, max_force, out=forces)
-
-
 def evolve_charged_particles(
     positions: np.ndarray,
     velocities: np.ndarray,
@@ -134,30 +124,24 @@ def evolve_charged_particles(
     positions, velocities = np.asarray(positions, np.float64), np.asarray(velocities, np.float64)
     charges = np.asarray(charges, np.float64)
     _check(positions, velocities, charges)
-    if sample_every < 1 or num_steps % sample_every or num_steps < 2 * sample_every:
-        raise ValueError(
-            f"num_steps={num_steps} and sample_every={sample_every}: expected a multiple of at least 2 times."
-        )
-    num, n = charges.shape
-    frames = num_steps // sample_every - 1
-    first, second = np.triu_indices(n, 1)
-    signs = np.zeros((n, len(first)))
-    signs[first, np.arange(len(first))], signs[second, np.arange(len(first))] = 1.0, -1.0
-    out_x, out_v = np.empty((2, num, frames, n, 3))
-    for start in range(0, num, _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        # Simulations last: every operation then runs over long contiguous rows.
-        # Copies, since they are advanced in place (a single simulation is contiguous either way).
-        x, v = (np.array(part[chunk].transpose(1, 2, 0), order="C") for part in (positions, velocities))
+    first, second, signs = pairs(charges.shape[1])
+
+    def forces(chunk: slice):
         q = charges[chunk].T
-        pair = (q[first] * q[second], first, second, signs, strength, max_force)
-        v += time_step * _forces(x, *pair)
-        for step in range(1, frames * sample_every + 1):
-            x += time_step * v
-            if step % sample_every == 0:
-                out_x[chunk, step // sample_every - 1] = x.transpose(2, 0, 1)
-                out_v[chunk, step // sample_every - 1] = v.transpose(2, 0, 1)
-            v += time_step * _forces(x, *pair)
+        products = strength * (q[first] * q[second])
+
+        def force(x: np.ndarray) -> np.ndarray:
+            difference = x[first] - x[second]
+            square = np.einsum("pds,pds->ps", difference, difference)
+            difference *= (products / (square * np.sqrt(square)))[:, None]
+            total = (signs @ difference.reshape(len(first), -1)).reshape(x.shape)
+            return np.clip(total, -max_force, max_force, out=total)
+
+        return force
+
+    out_x, out_v = evolve(
+        positions, velocities, forces, num_steps=num_steps, sample_every=sample_every, time_step=time_step
+    )
     return ChargedTrajectories(out_x, out_v, charges)
 
 

@@ -7,11 +7,8 @@ component of the sum clipped to [-100, 100], is
 
   F_i = clip( -k sum_j c_ij (x_i - x_j), -100, 100 ),   k = 0.1.
 
-Time runs in steps of `dt = 0.001` by the symplectic Euler rule, with the frames of `charged_particles`,
-
-  v_0' = v_0 + dt F(x_0);   then for s = 1, 2, ...:   x_s = x_{s-1} + dt v_{s-1}',   v_s' = v_{s-1}' + dt F(x_s),
-
-frame f, counted from 0, holding `x_s` and `v_{s-1}'` of step `s = sample_every (f + 1)`. 10,000 steps with a frame
+Time runs in steps of `dt = 0.001` by the symplectic Euler rule of `stepping`; frame f, counted from 0, holds `x_s` and
+`v_{s-1}'` of step `s = sample_every (f + 1)`. 10,000 steps with a frame
 every 200 give 49 frames, steps 200 to 9,800. The task is to predict 20 frames from the 20 before, and to say from them
 which pairs are coupled (`couplings`), without having been told for any.
 
@@ -29,10 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["SpringTrajectories", "evolve_springs", "simulate_springs"]
+from equivariant_jax.data.simulators.stepping import evolve, pairs
 
-# Simulations that are advanced together: few enough for the arrays of a step to stay in the cache.
-_CHUNK = 256
+__all__ = ["SpringTrajectories", "evolve_springs", "simulate_springs"]
 
 
 class SpringTrajectories(NamedTuple):
@@ -96,34 +92,20 @@ def evolve_springs(
         raise ValueError(f"couplings: got {couplings.dtype} {couplings.shape}, expected bool {(num, n, n)}.")
     if np.any(couplings != couplings.transpose(0, 2, 1)) or np.any(np.einsum("sii->si", couplings)):
         raise ValueError("couplings: expected symmetric matrices, False on the diagonal.")
-    if sample_every < 1 or num_steps % sample_every or num_steps < 2 * sample_every:
-        raise ValueError(
-            f"num_steps={num_steps} and sample_every={sample_every}: expected a multiple of at least 2 times."
-        )
-    frames = num_steps // sample_every - 1
-    first, second = np.triu_indices(n, 1)
-    signs = np.zeros((n, len(first)))
-    signs[first, np.arange(len(first))], signs[second, np.arange(len(first))] = -1.0, 1.0
-    out_x, out_v = np.empty((2, num, frames, *positions.shape[1:]))
-    for start in range(0, num, _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        # Simulations last: every operation then runs over long contiguous rows. Copies: they are changed in place.
-        x = np.array(positions[chunk].transpose(1, 2, 0), order="C")
-        v = np.array(velocities[chunk].transpose(1, 2, 0), order="C")
-        pull = stiffness * couplings[chunk][:, first, second].T[:, None]
+    first, second, signs = pairs(n)
 
-        def kick(x=x, pull=pull):
-            # Pairs are counted once, so action equals reaction to the last bit before the sum.
-            forces = (signs @ ((x[first] - x[second]) * pull).reshape(len(first), -1)).reshape(x.shape)
-            return time_step * np.clip(forces, -max_force, max_force)
+    def forces(chunk: slice):
+        pull = -stiffness * couplings[chunk][:, first, second].T[:, None]
 
-        v += kick()
-        for step in range(1, frames * sample_every + 1):
-            x += time_step * v
-            if step % sample_every == 0:
-                out_x[chunk, step // sample_every - 1] = x.transpose(2, 0, 1)
-                out_v[chunk, step // sample_every - 1] = v.transpose(2, 0, 1)
-            v += kick()
+        def force(x: np.ndarray) -> np.ndarray:
+            total = (signs @ ((x[first] - x[second]) * pull).reshape(len(first), -1)).reshape(x.shape)
+            return np.clip(total, -max_force, max_force, out=total)
+
+        return force
+
+    out_x, out_v = evolve(
+        positions, velocities, forces, num_steps=num_steps, sample_every=sample_every, time_step=time_step
+    )
     return SpringTrajectories(out_x, out_v, couplings)
 
 
