@@ -13,4 +13,6 @@ An experiment is a module `experiments/<room>/<name>.py` with
 - `run(config, workdir) -> dict[str, float]`,
 - `VARIANTS` (optional): name -> field overrides; the baselines, run by the same code and budget,
 - `claims(metrics) -> list[dict]` (optional): what the numbers show, evaluated by code.
+
+What they share stands in `experiments.claims`, `experiments.tables`, `experiments.pictures` and `experiments.runs`.
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments import results
 from experiments.registry import SYSTEMS, System
+from experiments.tables import markdown
 
 __all__ = ["benchmark_table", "main", "print_claims", "refresh_claims", "systems_table", "update"]
 
@@ -33,26 +34,21 @@ def _reached(system: System, found: Mapping[str, Any]) -> tuple[str, str]:
 
 def systems_table(found: Mapping[str, Any]) -> str:
     """The table of all systems as Markdown."""
-    lines = [
-        "| paper | room | function | command | paper's number | reached | gap |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ("paper", "room", "function", "command", "paper's number", "reached", "gap")
+    rows = []
     for system in SYSTEMS:
         reached, gap = _reached(system, found)
         link = f"[{system.paper}](https://arxiv.org/abs/{system.arxiv})"
         command = f"`python -m experiments {system.experiment} cpu`" if system.experiment else ""
         function = f"`{system.function}`" if system.experiment else ""
-        cells = (link, f"`{system.room}`", function, command, system.published, reached, gap)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append((link, f"`{system.room}`", function, command, system.published, reached, gap))
+    return markdown(heads, rows)
 
 
 def benchmark_table(found: Mapping[str, Any]) -> str:
     """Benchmark results as Markdown: one row for each case, times as ratios to ours."""
-    lines = [
-        "| benchmark | case | ours (ms) | peers (times ours) | compile (s) | device |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("benchmark", "case", "ours (ms)", "peers (times ours)", "compile (s)", "device")
+    rows = []
     for result in found.values():
         name = str(result.get("experiment", ""))
         # Long sweeps bring a table of their own.
@@ -60,16 +56,10 @@ def benchmark_table(found: Mapping[str, Any]) -> str:
             continue
         for row in result["rows"]:
             peers = ", ".join(f"{name} {ratio:.2g}x" for name, ratio in row["ratios"].items())
-            cells = (
-                result["experiment"].removeprefix("benchmarks."),
-                row["case"],
-                f"{row['ours_ms']:.3g}",
-                peers,
-                f"{row['compile_s']:.2g}",
-                result["device"]["kind"],
-            )
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            benchmark = name.removeprefix("benchmarks.")
+            times = f"{row['ours_ms']:.3g}", peers, f"{row['compile_s']:.2g}"
+            rows.append((benchmark, row["case"], *times, result["device"]["kind"]))
+    return markdown(heads, rows)
 
 
 def _claim_lines(found: Mapping[str, Any], card: str) -> list[str]:

@@ -17,7 +17,19 @@ import numpy as np
 
 import equivariant_jax
 
-__all__ = ["RESULTS", "RUN", "check_claims", "dump", "environment", "finished_run", "read_all", "summarise", "write"]
+__all__ = [
+    "RESULTS",
+    "RUN",
+    "check_claims",
+    "dump",
+    "environment",
+    "finished_run",
+    "read_all",
+    "seed_curve",
+    "seed_values",
+    "summarise",
+    "write",
+]
 
 RESULTS = Path(__file__).parent / "results"
 # What each run of an experiment leaves in its working directory: configuration, metrics, environment.
@@ -84,9 +96,51 @@ def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     out = {}
     for name in runs[0]:
         values = [float(run[name]) for run in runs]
-        spread = statistics.stdev(values) if len(values) > 1 else None
+        spread = None
+        if len(values) > 1:  # `stdev` does not take what is not finite
+            spread = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
         out[name] = {"mean": statistics.fmean(values), "std": spread, "values": values}
     return out
+
+
+def seed_values(table: Mapping[str, Any], name: str) -> np.ndarray:
+    """Reads one metric of a variant.
+
+    Args:
+      table: metric -> {"values": one per seed}.
+      name: of the metric.
+
+    Returns:
+      Its values, float64 `[seeds]`.
+
+    Raises:
+      KeyError: if there is no such metric.
+
+    Example:
+      >>> seed_values(summarise([{"mae": 1.0}, {"mae": 3.0}]), "mae")
+      array([1., 3.])
+    """
+    return np.asarray(table[name]["values"], float)
+
+
+def seed_curve(table: Mapping[str, Any], prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the metrics that are called by a prefix and a whole number, in order of the number.
+
+    Args:
+      table: metric -> {"values": one per seed}.
+      prefix: of the names, such as "step/".
+
+    Returns:
+      The numbers, int `[n]`, and their metrics' values, float64 `[n, seeds]`; `[0]` and `[0, 1]` if there are none.
+
+    Example:
+      >>> at, values = seed_curve(summarise([{"step/10": 1.0, "step/9": 2.0}]), "step/")
+      >>> at.tolist(), values.tolist()
+      ([9, 10], [[2.0], [1.0]])
+    """
+    points = {int(name.removeprefix(prefix)): name for name in table if name.startswith(prefix)}
+    values = [seed_values(table, points[at]) for at in sorted(points)]
+    return np.array(sorted(points), int), np.array(values, float).reshape(len(points), -1 if points else 1)
 
 
 def check_claims(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

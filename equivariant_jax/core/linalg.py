@@ -201,20 +201,21 @@ def _jacobi(a):
         return entries, vectors
 
     def sweep(_, state):
+        entries, vectors = state
         for p in range(n):
             for q in range(p + 1, n):
-                state = rotate(*state, p, q)
-        return state
+                entries, vectors = rotate(entries, vectors, p, q)
+        return entries, vectors
 
     entries, vectors = lax.fori_loop(np.int32(0), np.int32(_SWEEPS[n]), sweep, (entries, vectors))
     # Columns in ascending order, by a network of comparisons.
-    columns = [(entries[i, i], *(vectors[r, i] for r in range(n))) for i in range(n)]
+    columns = [[entries[i, i], *(vectors[r, i] for r in range(n))] for i in range(n)]
     for last in range(n - 1, 0, -1):
         for i in range(last):
-            low, high = columns[i : i + 2]
+            low, high = columns[i], columns[i + 1]
             swap = low[0] > high[0]
-            columns[i] = tuple(jnp.where(swap, y, x) for x, y in zip(low, high, strict=True))
-            columns[i + 1] = tuple(jnp.where(swap, x, y) for x, y in zip(low, high, strict=True))
+            columns[i] = [jnp.where(swap, y, x) for x, y in zip(low, high, strict=True)]
+            columns[i + 1] = [jnp.where(swap, x, y) for x, y in zip(low, high, strict=True)]
     w = jnp.stack([column[0] for column in columns], axis=-1) * scale[..., 0]
     return w, jnp.stack([jnp.stack(column[1:], axis=-1) for column in columns], axis=-1)
 

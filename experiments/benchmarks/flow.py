@@ -9,7 +9,6 @@ algorithm, compiled; PyTorch is that algorithm as published, eager, and is measu
 import dataclasses
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,9 @@ from jax import lax
 
 from equivariant_jax.flow import NextFrameConfig, next_frame_apply, next_frame_init, velocity_grid
 from equivariant_jax.flow.generators import Velocities
-from experiments.benchmarks.harness import Case
+from experiments.benchmarks.harness import Case, find_torch
+from experiments.claims import Claims
+from experiments.tables import markdown, ratio_cells
 
 __all__ = ["CARD", "PRESETS", "Config", "cases", "claims", "tables"]
 
@@ -154,11 +155,7 @@ def cases(config: Config) -> Iterator[Case]:
     shape = (config.batch, config.given, config.size, config.size, 1)
     frames = jax.random.uniform(jax.random.key(1), shape)
     targets = jax.random.uniform(jax.random.key(2), (config.batch, config.predicted, *shape[2:]))
-    torch_there = importlib.util.find_spec("torch") is not None
-    if torch_there:
-        importlib.import_module("torch").set_num_threads(1)
-    else:
-        print("torch is not installed: the official step is not measured")
+    torch_there = find_torch("the official step")
 
     def scan(radius: int, form: Any = "comoving") -> Callable:
         network = _network(config, radius, form)
@@ -195,32 +192,25 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
     by_case = {row["case"]: row for row in rows}
-    found = []
-
-    def add(statement, bar, value, holds):
-        found.append(
-            {"card": CARD, "point": 3, "statement": statement, "bar": bar, "value": float(value), "holds": bool(holds)}
-        )
-
+    claim = Claims(CARD)
     nine = by_case.get("|V|=9, training step")
     if nine and LOOP in nine["ratios"]:
-        value = nine["ratios"][LOOP]
-        statement = "training step, |V| = 9: loops over time and velocities over the co-moving scan, at least"
-        add(statement, 1.5, value, value >= 1.5)
+        statement = "training step, |V| = 9: loops over time and velocities over the co-moving scan"
+        claim.at_least(3, statement, 1.5, nine["ratios"][LOOP])
         value = nine["compile_s"] / nine["contenders"][LOOP]["compile_s"]
-        add("compile time of the co-moving scan over that of the loops, |V| = 9, at most", 0.2, value, value <= 0.2)
+        claim.at_most(3, "compile time of the co-moving scan over that of the loops, |V| = 9", 0.2, value)
     for count in (9, 25):
         for mode in ("forward", "training step"):
             row = by_case.get(f"|V|={count}, {mode}")
             if row and PLAIN in row["ratios"]:
                 value = 1 / row["ratios"][PLAIN]
                 statement = f"{mode}, |V| = {count}: co-moving scan over the G-RNN, at most |V| / 2"
-                add(statement, count / 2, value, value <= count / 2)
+                claim.add(3, statement, count / 2, value, holds=value <= count / 2)
     for name, row in by_case.items():
         if TORCH in row["ratios"]:
             value = row["ratios"][TORCH]
-            add(f"{name}: the official PyTorch step over the co-moving scan, at least", 1.0, value, value >= 1.0)
-    return found
+            claim.at_least(3, f"{name}: the official PyTorch step over the co-moving scan", 1.0, value)
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -232,23 +222,17 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
-    lines = [
-        "| case | co-moving scan | sequences/s | compile | published scan | loops | G-RNN | PyTorch | memory |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for row in result["rows"]:
-            peers = (PUBLISHED, LOOP, PLAIN, TORCH)
-            ratios = [f"{row['ratios'][name]:.2f}x" if name in row["ratios"] else "-" for name in peers]
-            speed = f"{1e3 * result['config']['batch'] / row['ours_ms']:.2g}"
-            memory = row["contenders"][OURS]["temporary_mbyte"]
-            cells = (
-                row["case"].replace("|", "\\|"),
-                f"{row['ours_ms']:.0f} ms",
-                speed,
-                f"{row['compile_s']:.1f} s",
-                *ratios,
-                f"{memory:.0f} MB",
-            )
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"benchmarks.flow": "\n".join(lines)}
+    heads = (
+        "case", "co-moving scan", "sequences/s", "compile", "published scan", "loops", "G-RNN", "PyTorch", "memory",
+    )  # fmt: skip
+    rows = (
+        (
+            row["case"].replace("|", "\\|"), f"{row['ours_ms']:.0f} ms",
+            f"{1e3 * result['config']['batch'] / row['ours_ms']:.2g}", f"{row['compile_s']:.1f} s",
+            *ratio_cells(row, (PUBLISHED, LOOP, PLAIN, TORCH), ".2f"),
+            f"{row['contenders'][OURS]['temporary_mbyte']:.0f} MB",
+        )
+        for result in found.values()
+        for row in result["rows"]
+    )  # fmt: skip
+    return {"benchmarks.flow": markdown(heads, rows)}

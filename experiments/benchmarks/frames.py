@@ -3,13 +3,13 @@
 float32. FA-GNN on five particles at its published width, forward and one training step: all eight elements as one
 larger batch, one random element for each layer, the bare network without frames, and, where torch is installed, the
 order of the official code (lists of edges, features of pairs joined before the first layer), eager and forward only;
-in it the mean of hidden vectors is kept, as in ours. PointNet at reduced width: eight elements, one, none. The frames
-alone: ours beside eager PyTorch.
+in it the mean of hidden vectors is kept, as in ours. PointNet at reduced width: eight elements one after another
+(`sequential`), all at once, one, none. The frames alone: ours beside eager PyTorch.
 """
 
 import dataclasses
 import functools
-import importlib.util
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,12 +28,14 @@ from equivariant_jax.frames import (
     pointnet_apply,
     pointnet_init,
 )
-from experiments.benchmarks.harness import Case
+from experiments.benchmarks.harness import Case, find_torch
+from experiments.claims import Claims
+from experiments.tables import markdown, ratio_cells
 
 __all__ = ["PRESETS", "Config", "cases", "claims", "tables"]
 
 CARD = "frame_averaging"
-EIGHT, ONE, BARE, TORCH = "8 elements", "one element", "no frames", "PyTorch"
+EIGHT, AT_ONCE, ONE, BARE, TORCH = "8 elements", "8 at once", "one element", "no frames", "PyTorch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +165,18 @@ def _clouds(config: Config) -> Iterator[Case]:
         )  # fmt: skip
         return average(x)
 
-    one = functools.partial(averaged, reduce="sample", key=jax.random.key(2))
-    yield Case("FA-PointNet, forward", {EIGHT: averaged, ONE: one, BARE: bare}, (params, x), reference=None)
+    contenders = {
+        EIGHT: functools.partial(averaged, sequential=True),
+        AT_ONCE: averaged,
+        ONE: functools.partial(averaged, reduce="sample", key=jax.random.key(2)),
+        BARE: bare,
+    }
+    yield Case("FA-PointNet, forward", contenders, (params, x), reference=EIGHT, different=(ONE, BARE))
 
 
 def cases(config: Config) -> Iterator[Case]:
     """Yields comparisons: FA-GNN in both directions, FA-PointNet forward, and the frames alone."""
-    torch_there = importlib.util.find_spec("torch") is not None
-    if torch_there:
-        importlib.import_module("torch").set_num_threads(1)
-    else:
-        print("torch is not installed: the official order is not measured")
+    torch_there = find_torch("the official order")
     yield from _particles(config, torch_there=torch_there)
     yield from _clouds(config)
     x = jax.random.normal(jax.random.key(3), (config.frames, 32, 3)) * jnp.array([[[1.0, 1.5, 2.0]]])
@@ -193,24 +196,16 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
-
-    def claim(point: str, statement: str, bar: float, value: float, holds: bool) -> None:
-        fields = {"card": CARD, "point": point, "statement": statement, "bar": bar, "value": float(value)}
-        found.append({**fields, "holds": bool(holds)})
-
+    claim = Claims(CARD)
     for row in rows:
         case, ratio = row["case"], row["ratios"]
         if ONE in ratio and case.endswith("forward"):
-            value = 1 / ratio[ONE]
-            claim("6", f"{case}: eight elements over one, at most", 9.0, value, value <= 9.0)
+            claim.at_most("6", f"{case}: eight elements over one", 9.0, 1 / ratio[ONE])
         if ONE in ratio and case.endswith("training step"):
-            claim("5", f"{case}: one element over eight, at most", 0.25, ratio[ONE], ratio[ONE] <= 0.25)
+            claim.at_most("5", f"{case}: one element over eight", 0.25, ratio[ONE])
         if TORCH in ratio:
-            claim(
-                "6", f"{case}: PyTorch in the official order over ours, at least", 1.0, ratio[TORCH], ratio[TORCH] >= 1
-            )
-    return found
+            claim.at_least("6", f"{case}: PyTorch in the official order over ours", 1.0, ratio[TORCH])
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -222,14 +217,13 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
-    peers = (ONE, BARE, TORCH)
-    lines = [
-        "| case | ours | one element | no frames | PyTorch, official order | compile |",
-        "|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for row in result["rows"]:
-            ratios = [f"{row['ratios'][name]:.2g}x" if name in row["ratios"] else "-" for name in peers]
-            cells = (row["case"], f"{row['ours_ms']:.2g} ms", *ratios, f"{row['compile_s']:.1f} s")
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"benchmarks.frames": "\n".join(lines)}
+    heads = ("case", "ours", "8 at once", "one element", "no frames", "PyTorch, official order", "compile")
+    rows = (
+        (
+            row["case"], f"{row['ours_ms']:.2g} ms", *ratio_cells(row, (AT_ONCE, ONE, BARE, TORCH)),
+            f"{row['compile_s']:.1f} s",
+        )
+        for result in found.values()
+        for row in result["rows"]
+    )  # fmt: skip
+    return {"benchmarks.frames": markdown(heads, rows)}

@@ -22,6 +22,8 @@ import numpy as np
 from equivariant_jax.core.sphere import legendre_table, sphere_table
 from equivariant_jax.euclidean import gaunt_tensor_product, sphere_quadrature
 from experiments.benchmarks.harness import Case
+from experiments.claims import Claims
+from experiments.tables import markdown, ratio_cells
 
 __all__ = ["CARD", "PRESETS", "Config", "cases", "claims", "plots", "tables"]
 
@@ -277,16 +279,12 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
     by_case = {row["case"]: row for row in rows}
-    found: list[dict[str, Any]] = []
-
-    def add(point: str, statement: str, bar: float, value: float, *, at_most: bool = False) -> None:
-        holds = bool(value <= bar) if at_most else bool(value >= bar)
-        found.append({"card": CARD, "point": point, "statement": statement, "bar": bar, "value": value, "holds": holds})
+    claim = Claims(CARD)
 
     def at_least(l: int, mode: str, peer: str, bar: float) -> None:
         ratio = by_case.get(f"L={l}, {mode}", {}).get("ratios", {}).get(peer)
         if ratio is not None:
-            add("3 speed", f"{peer} over ours, L={l}, {mode}, at least", bar, ratio)
+            claim.at_least("3 speed", f"{peer} over ours, L={l}, {mode}", bar, ratio)
 
     for l, bar in ((4, 4), (6, 8), (8, 15)):
         at_least(l, "forward", TENSOR_PRODUCT, bar)
@@ -301,17 +299,14 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         at_least(l, "forward", FOURIER, 14)
     large, small = by_case.get("L=16, forward"), by_case.get("L=8, forward")
     if large and small:
-        add("4 growth", "time(L=16) / time(L=8), at most", 8.0, large["ours_ms"] / small["ours_ms"], at_most=True)
+        claim.at_most("4 growth", "time(L=16) / time(L=8)", 8.0, large["ours_ms"] / small["ours_ms"])
     if small:
-        add("3 speed", "trace and compile at L=8, seconds, at most", 2.0, small["compile_s"], at_most=True)
+        claim.at_most("3 speed", "trace and compile at L=8, seconds", 2.0, small["compile_s"])
     both = by_case.get("L=8, forward+backward")
     if both:
-        ours = both["contenders"][OURS]
-        add(
-            "5 memory", "temporaries of forward+backward at L=8, MB, at most", 4.4, ours["temporary_mbyte"],
-            at_most=True,
-        )  # fmt: skip
-    return found
+        memory = both["contenders"][OURS]["temporary_mbyte"]
+        claim.at_most("5 memory", "temporaries of forward+backward at L=8, MB", 4.4, memory)
+    return claim.found
 
 
 def _sweep(rows: Sequence[Mapping[str, Any]], mode: str) -> dict[int, Mapping[str, Any]]:
@@ -335,29 +330,25 @@ def tables(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     Returns:
       Marker name -> Markdown.
     """
-    lines = []
+    heads = ("L", "mode", "ours (ms)", *PEERS, "compile (s)", "temporaries (MB)")
+    parts = []
     for stem, result in found.items():
         if result["preset"] == "ci":
             continue
         cores = result["device"]["cpu_cores"]
-        lines += [
+        rows = (
+            (
+                str(l), mode, f"{row['ours_ms']:.3g}", *ratio_cells(row, PEERS, missing=""), f"{row['compile_s']:.2g}",
+                f"{row['contenders'][OURS]['temporary_mbyte']:.2g}",
+            )
+            for mode in result["config"]["modes"]
+            for l, row in _sweep(result["rows"], mode).items()
+        )  # fmt: skip
+        parts.append(
             f"`{stem}`: {result['device']['kind']}, {cores} core{'s' if cores > 1 else ''}, batch "
-            f"{result['config']['batch']}, float32. Peers in times ours.",
-            "",
-            "| L | mode | ours (ms) | " + " | ".join(PEERS) + " | compile (s) | temporaries (MB) |",
-            "|---|---|---|" + "---|" * len(PEERS) + "---|---|",
-        ]
-        for mode in result["config"]["modes"]:
-            for l, row in _sweep(result["rows"], mode).items():
-                peers = [f"{row['ratios'][p]:.2g}x" if p in row["ratios"] else "" for p in PEERS]
-                ours = row["contenders"][OURS]
-                cells = (
-                    str(l), mode, f"{row['ours_ms']:.3g}", *peers, f"{row['compile_s']:.2g}",
-                    f"{ours['temporary_mbyte']:.2g}",
-                )  # fmt: skip
-                lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    return {"benchmarks.gaunt": "\n".join(lines).rstrip()}
+            f"{result['config']['batch']}, float32. Peers in times ours.\n\n{markdown(heads, rows)}"
+        )
+    return {"benchmarks.gaunt": "\n\n".join(parts)}
 
 
 def plots(found: Mapping[str, Mapping[str, Any]], directory: Path) -> None:

@@ -7,6 +7,8 @@ rates measured on large arrays; small problems that live in a cache may exceed o
 """
 
 import dataclasses
+import importlib
+import importlib.util
 import math
 import statistics
 import time
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Case", "count_flops", "device_peaks", "measure", "run_cases"]
+__all__ = ["Case", "count_flops", "device_peaks", "find_torch", "measure", "run_cases"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Case:
     reference: str | None = None
     tolerance: float = 1e-4
     different: tuple[str, ...] = ()
+
+
+def find_torch(missing: str) -> bool:
+    """Says whether PyTorch is installed, and has it use one thread; else prints that `missing` is not measured."""
+    there = importlib.util.find_spec("torch") is not None
+    if there:
+        importlib.import_module("torch").set_num_threads(1)
+    else:
+        print(f"torch is not installed: {missing} is not measured")
+    return there
 
 
 def _arguments(case: Case, name: str) -> tuple:

@@ -8,7 +8,7 @@ torch is installed. "separable" is our default: another, smaller kernel.
 
 import dataclasses
 import functools
-import importlib.util
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +27,9 @@ from equivariant_jax.lie import (
     kernel_grid,
     sample_polar,
 )
-from experiments.benchmarks.harness import Case
+from experiments.benchmarks.harness import Case, find_torch
+from experiments.claims import Claims
+from experiments.tables import markdown, ratio_cells
 
 __all__ = ["PRESETS", "Config", "cases", "claims", "tables"]
 
@@ -130,11 +132,7 @@ def _step(function: Callable) -> Callable:
 
 def cases(config: Config) -> Iterator[Case]:
     """Yields comparisons, forward and with the gradient of the parameters, for each number of samples."""
-    torch_there = importlib.util.find_spec("torch") is not None
-    if torch_there:
-        importlib.import_module("torch").set_num_threads(1)
-    else:
-        print("torch is not installed: the official layer is not measured")
+    torch_there = find_torch("the official layer")
     channels = config.channels
 
     def ours(separable: bool) -> Callable:
@@ -166,17 +164,13 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
+    claim = Claims(CARD)
     for row in rows:
         for name in (LAYOUT, TORCH):
             if name in row["ratios"]:
-                value = float(row["ratios"][name])
-                statement = f"{row['case']}: {name} over our separable layer, at least"
-                found.append(
-                    {"card": CARD, "point": "speed", "statement": statement, "bar": 1.0, "value": value,
-                     "holds": value >= 1.0}
-                )  # fmt: skip
-    return found
+                statement = f"{row['case']}: {name} over our separable layer"
+                claim.at_least("speed", statement, 1.0, row["ratios"][name])
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -188,16 +182,17 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
-    peers = (FULL, LAYOUT, TORCH)
-    lines = [
-        "| case | separable | full | published layout | PyTorch | compile "
-        "| memory: separable | full | published layout |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for row in result["rows"]:
-            ratios = [f"{row['ratios'][name]:.2g}x" if name in row["ratios"] else "-" for name in peers]
-            memory = [f"{row['contenders'][name]['temporary_mbyte']:.0f} MB" for name in (OURS, FULL, LAYOUT)]
-            cells = (row["case"], f"{row['ours_ms']:.0f} ms", *ratios, f"{row['compile_s']:.1f} s", *memory)
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"benchmarks.lie": "\n".join(lines)}
+    heads = (
+        "case", "separable", "full", "published layout", "PyTorch", "compile", "memory: separable", "full",
+        "published layout",
+    )  # fmt: skip
+    rows = (
+        (
+            row["case"], f"{row['ours_ms']:.0f} ms", *ratio_cells(row, (FULL, LAYOUT, TORCH)),
+            f"{row['compile_s']:.1f} s",
+            *(f"{row['contenders'][name]['temporary_mbyte']:.0f} MB" for name in (OURS, FULL, LAYOUT)),
+        )
+        for result in found.values()
+        for row in result["rows"]
+    )  # fmt: skip
+    return {"benchmarks.lie": markdown(heads, rows)}

@@ -20,6 +20,7 @@ from equivariant_jax.euclidean import gaunt_contraction, gaunt_paths, gaunt_poly
 from equivariant_jax.euclidean.interatomic import PotentialConfig, potential_init
 from equivariant_jax.euclidean.symmetric_contraction import contraction_paths, symmetric_contraction
 from experiments.benchmarks.harness import Case
+from experiments.claims import Claims
 from experiments.euclidean.molecular_models import make_loss, padded, sizes
 from experiments.euclidean.molecular_sets import load_molecules
 
@@ -156,12 +157,7 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
-
-    def add(point, statement, bar, value, holds):
-        claim = {"card": CARD, "point": point, "statement": statement, "bar": bar, "value": value}
-        found.append({**claim, "holds": bool(holds)})
-
+    claim = Claims(CARD)
     for degree, bar in ((2, 3.0), (3, 50.0)):
         for mode in ("forward", "forward+backward"):
             chosen = [
@@ -173,9 +169,11 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             ]
             if chosen:
                 worst = min(chosen)
-                add("7 many-body", f"{MACE} over gaunt_polynomial, L={degree}, {mode}", bar, worst, worst >= bar)
+                statement = f"{MACE} over gaunt_polynomial, L={degree}, {mode}"
+                claim.add("7 many-body", statement, bar, worst, holds=worst >= bar)
     steps = [row["ratios"]["cg / cg"] for row in rows if row["case"].startswith("training step, L=3")]
     if steps:
         slowest = 1 / min(steps)
-        add("9 real data", "training step, Gaunt over MACE's products, L=3, any width", 0.76, slowest, slowest <= 0.76)
-    return found
+        statement = "training step, Gaunt over MACE's products, L=3, any width"
+        claim.add("9 real data", statement, 0.76, slowest, holds=slowest <= 0.76)
+    return claim.found

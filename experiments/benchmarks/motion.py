@@ -20,7 +20,9 @@ from equivariant_jax.core.typing import Array, PyTree
 from equivariant_jax.euclidean.motion import MotionConfig, eqmotion_apply, eqmotion_init
 from equivariant_jax.euclidean.vectors import turning_angles, vector_relu
 from experiments.benchmarks.harness import Case
+from experiments.claims import Claims
 from experiments.euclidean.motion_models import make_predictor
+from experiments.tables import markdown, ratio_cells
 
 __all__ = ["PRESETS", "Config", "cases", "claims", "tables"]
 
@@ -190,13 +192,10 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    return [
-        {
-            "card": CARD, "point": "speed", "statement": f"{row['case']}: {OFFICIAL} over ours, at least", "bar": 1.0,
-            "value": float(row["ratios"][OFFICIAL]), "holds": bool(row["ratios"][OFFICIAL] >= 1.0),
-        }
-        for row in rows
-    ]  # fmt: skip
+    claim = Claims(CARD)
+    for row in rows:
+        claim.at_least("speed", f"{row['case']}: {OFFICIAL} over ours", 1.0, row["ratios"][OFFICIAL])
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -208,17 +207,14 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
-    lines = [
-        "| case | ours | official order | EGNN | compile | official's | memory | official's |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("case", "ours", "official order", "EGNN", "compile", "official's", "memory", "official's")
+    rows = []
     for result in found.values():
         for row in result["rows"]:
             ours, official = row["contenders"][OURS], row["contenders"][OFFICIAL]
-            cells = (
-                row["case"], f"{row['ours_ms']:.3g} ms", f"{row['ratios'][OFFICIAL]:.2g}x",
-                f"{row['ratios'][EGNN]:.2g}x", f"{ours['compile_s']:.1f} s", f"{official['compile_s']:.1f} s",
+            rows.append((
+                row["case"], f"{row['ours_ms']:.3g} ms", *ratio_cells(row, (OFFICIAL, EGNN)),
+                f"{ours['compile_s']:.1f} s", f"{official['compile_s']:.1f} s",
                 f"{ours['temporary_mbyte']:.1f} MB", f"{official['temporary_mbyte']:.1f} MB",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"benchmarks.motion": "\n".join(lines)}
+            ))  # fmt: skip
+    return {"benchmarks.motion": markdown(heads, rows)}

@@ -26,6 +26,8 @@ from equivariant_jax.vision import (
     vit_config,
 )
 from experiments.benchmarks.harness import Case
+from experiments.claims import Claims
+from experiments.tables import markdown, ratio_cells
 
 __all__ = ["PRESETS", "Config", "cases", "claims", "tables"]
 
@@ -136,14 +138,12 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
+    claim = Claims(CARD)
     for row in rows:
         if PLAIN in row["ratios"] and row["case"].endswith("forward"):
-            value = 1 / float(row["ratios"][PLAIN])
-            statement = f"{row['case']}: time of the anchored network over the ordinary one's, at most"
-            found.append({"card": CARD, "point": 5, "statement": statement, "bar": 1.1, "value": value,
-                          "holds": value <= 1.1})  # fmt: skip
-    return found
+            statement = f"{row['case']}: time of the anchored network over the ordinary one's"
+            claim.at_most(5, statement, 1.1, 1 / row["ratios"][PLAIN])
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -156,13 +156,9 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
       README marker -> Markdown.
     """
     peers = (PLAIN, LAYERS, ROLLED, RESAMPLED)
-    lines = ["| case | anchored | " + " | ".join(peers) + " | compile |", "|---|---|" + "---|" * (len(peers) + 1)]
-    for result in found.values():
-        for row in result["rows"]:
-            ratios = [f"{row['ratios'][name]:.3g}x" if name in row["ratios"] else "-" for name in peers]
-            lines.append(
-                "| "
-                + " | ".join((row["case"], f"{row['ours_ms']:.1f} ms", *ratios, f"{row['compile_s']:.1f} s"))
-                + " |"
-            )
-    return {"benchmarks.vision": "\n".join(lines)}
+    rows = (
+        (row["case"], f"{row['ours_ms']:.1f} ms", *ratio_cells(row, peers, ".3g"), f"{row['compile_s']:.1f} s")
+        for result in found.values()
+        for row in result["rows"]
+    )
+    return {"benchmarks.vision": markdown(("case", "anchored", *peers, "compile"), rows)}

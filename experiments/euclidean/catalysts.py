@@ -16,24 +16,26 @@ time stand in `experiments/results`, written by the run.
 
 import bisect
 import dataclasses
+import functools
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from equivariant_jax import training
-from equivariant_jax.core.graphs import batch, graph_mask, node_mask, pack, pad, plan_budget
+from equivariant_jax.core.graphs import graph_mask, node_mask
 from equivariant_jax.core.linalg import safe_norm
 from equivariant_jax.euclidean.equiformer import EquiformerConfig, equiformer_apply, equiformer_init
+from experiments.claims import Claims
 from experiments.euclidean.catalysts_report import tables
 from experiments.euclidean.catalysts_sets import CatalystSet, SurfaceConfig, load_catalysts
-from experiments.euclidean.graph_training import count_parameters, train_on_graphs
-from experiments.euclidean.molecular_models import sizes
+from experiments.euclidean.graph_training import train_on_graphs
+from experiments.euclidean.molecular_models import predict_graphs
+from experiments.results import seed_values
+from experiments.runs import count_parameters, make_folder, write_metrics
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "run", "tables"]
 
@@ -209,15 +211,7 @@ def make_loss(network: EquiformerConfig) -> Any:
 
 def predict(params: Any, network: EquiformerConfig, graphs: Sequence[Any]) -> list[tuple[float, np.ndarray]]:
     """Predicts energy (eV, relative to the references) and forces (`[n, 3]`, eV/angstrom) of each graph, in order."""
-    budget = plan_budget(*sizes(graphs), batch_size=16, slack=2.0)
-    model = jax.jit(lambda params, graph: equiformer_apply(params, graph, network))
-    found: dict[int, tuple[float, np.ndarray]] = {}
-    for members in pack(*sizes(graphs), budget):
-        out = jax.device_get(model(params, pad(batch([graphs[i] for i in members]), budget)))
-        ends = np.cumsum([len(graphs[i].nodes["species"]) for i in members])
-        parts = np.split(out.forces[: ends[-1]], ends[:-1])
-        found |= {i: (float(e), f) for i, e, f in zip(members, out.energy, parts, strict=False)}
-    return [found[i] for i in range(len(graphs))]
+    return predict_graphs(functools.partial(equiformer_apply, config=network), params, graphs, energy="energy")
 
 
 def errors(predictions: Sequence[tuple[float, np.ndarray]], graphs: Sequence[Any], name: str) -> dict[str, float]:
@@ -293,8 +287,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     Returns:
       Flat dict of floats: `test_id/forces_mae_meV_A`, `test_ood/energy_mae_meV`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     data = load_catalysts(
         config.dataset,
         config.r_max,
@@ -303,10 +296,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         max_neighbours=config.max_neighbours,
         validation_size=config.surfaces.validation_size,
     )
-    metrics = _train(config, data, workdir)
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, _train(config, data, workdir))
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -318,23 +308,15 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only if both variants were run.
     """
-    found = []
+    claim = Claims(CARD)
     ours, theirs = metrics.get("selfmix", {}), metrics.get("plain", {})
     for name in ours:
         part, _, quantity = name.partition("/")
         if quantity not in ("energy_mae_meV", "forces_mae_meV_A") or not part.startswith(("test", "val_")):
             continue
         if name in theirs:
-            ratio = float(np.mean(ours[name]["values"]) / np.mean(theirs[name]["values"]))
+            ratio = seed_values(ours, name).mean() / seed_values(theirs, name).mean()
             what = "energy" if quantity.startswith("energy") else "force"
-            found.append(
-                {
-                    "card": CARD,
-                    "point": "S2EF-style",
-                    "statement": f"{what} MAE on {part}, mean over seeds: selfmix over plain of equal size, below",
-                    "bar": 1.0,
-                    "value": ratio,
-                    "holds": bool(ratio < 1.0),
-                }
-            )
-    return found
+            statement = f"{what} MAE on {part}, mean over seeds: selfmix over plain of equal size"
+            claim.below("S2EF-style", statement, 1.0, ratio)
+    return claim.found

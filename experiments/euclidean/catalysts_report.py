@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.tables import cell, each_variant, markdown
+
 __all__ = ["tables"]
 
 
@@ -16,19 +18,14 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
       README marker -> Markdown.
     """
     columns = ("energy_mae_meV", "forces_mae_meV_A", "forces_cos", "efwt_percent")
-    lines = [
-        "| data | model | parameters | part | E MAE (meV) | F MAE (meV/Å) | F cos | EFwT (%) | seeds | training |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            for part in sorted({name.split("/")[0] for name in table if "/" in name} - {"validation"}):
-                cells = []
-                for column in columns:
-                    value = table[f"{part}/{column}"]
-                    spread = "" if value["std"] is None else f" ± {value['std']:.2g}"
-                    cells.append(f"{value['mean']:.3g}{spread}")
-                head = (result["config"]["dataset"], variant, f"{table['parameters']['mean']:.0f}", part)
-                minutes = f"{table['train_seconds']['mean'] / 60:.0f} min, {result['device']['cpu_cores']} cores"
-                lines.append("| " + " | ".join((*head, *cells, str(len(result["seeds"])), minutes)) + " |")
-    return {"euclidean.catalysts": "\n".join(lines)}
+    heads = (
+        "data", "model", "parameters", "part", "E MAE (meV)", "F MAE (meV/Å)", "F cos", "EFwT (%)", "seeds", "training",
+    )  # fmt: skip
+    rows = []
+    for result, variant, table in each_variant(found):
+        for part in sorted({name.split("/")[0] for name in table if "/" in name} - {"validation"}):
+            cells = (cell(table, f"{part}/{column}", ".3g", ".2g") for column in columns)
+            head = (result["config"]["dataset"], variant, f"{table['parameters']['mean']:.0f}", part)
+            minutes = f"{table['train_seconds']['mean'] / 60:.0f} min, {result['device']['cpu_cores']} cores"
+            rows.append((*head, *cells, str(len(result["seeds"])), minutes))
+    return {"euclidean.catalysts": markdown(heads, rows)}

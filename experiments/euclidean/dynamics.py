@@ -18,6 +18,7 @@ import numpy as np
 
 from equivariant_jax.data import aminoethanol
 from equivariant_jax.euclidean.dynamics import potential_calculator
+from experiments.claims import Claims
 from experiments.euclidean import molecules
 from experiments.euclidean.molecular_models import load_potential
 
@@ -154,18 +155,13 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
+    claim = Claims(CARD)
     for table in metrics.values():
-        bars = (
-            ("nve/drift_meV_per_atom_per_ps", max, 0.1, "NVE energy drift per atom and ps (meV), at most"),
-            ("nve/compilations", max, 1.0, "compilations over the whole trajectory, at most"),
-            ("relax_BFGS/converged", min, 1.0, "share of BFGS relaxations that converge, at least"),
-            ("relax_FIRE/converged", min, 1.0, "share of FIRE relaxations that converge, at least"),
-        )
-        for name, worst, bar, statement in bars:
-            value = worst(table[name]["values"])
-            holds = bool(value <= bar if worst is max else value >= bar)
-            found.append(
-                {"card": CARD, "point": "dynamics", "statement": statement, "bar": bar, "value": value, "holds": holds}
-            )
-    return found
+        values = {name: table[name]["values"] for name in table}
+        drift = max(values["nve/drift_meV_per_atom_per_ps"])
+        claim.at_most("dynamics", "NVE energy drift per atom and ps (meV)", 0.1, drift)
+        claim.at_most("dynamics", "compilations over the whole trajectory", 1.0, max(values["nve/compilations"]))
+        for name in ("BFGS", "FIRE"):
+            least = min(values[f"relax_{name}/converged"])
+            claim.at_least("dynamics", f"share of {name} relaxations that converge", 1.0, least)
+    return claim.found

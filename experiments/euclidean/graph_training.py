@@ -1,20 +1,19 @@
 """Training on padded batches of atomic graphs: from optimiser to averaged parameters."""
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from equivariant_jax import training
 from equivariant_jax.core.graphs import GraphBudget, plan_budget
 from equivariant_jax.core.typing import Array, PyTree
 from equivariant_jax.data import graph_pipeline
 from experiments.euclidean.molecular_models import sizes
+from experiments.runs import device_mesh, train
 
-__all__ = ["GraphRun", "count_parameters", "train_on_graphs"]
+__all__ = ["GraphRun", "train_on_graphs"]
 
 
 class GraphRun(NamedTuple):
@@ -29,12 +28,6 @@ class GraphRun(NamedTuple):
     params: PyTree
     metrics: dict[str, float]
     budget: GraphBudget
-
-
-def count_parameters(init: Callable[[Array], PyTree]) -> int:
-    """Counts the parameters that `init(key)` would draw, without drawing them."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
 def train_on_graphs(
@@ -71,19 +64,11 @@ def train_on_graphs(
       `GraphRun`.
     """
     several = jax.device_count() > 1
-    mesh, devices = (training.make_mesh(), jax.local_device_count()) if several else (None, None)
+    devices = jax.local_device_count() if several else None
     per_device = max(1, round(config.batch_size / jax.device_count()))
     budget = plan_budget(*sizes(data.train), batch_size=per_device, slack=slack)
-    transform = training.make_optimizer(optimizer)
-    key_params, key_state = jax.random.split(jax.random.key(config.seed))
-
-    def make_state(key_params, key_state):
-        return training.TrainState.create(init(key_params), transform, key=key_state, ema=True)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    parallel: dict[str, Any] = {"coefficients": coefficients, "mesh": mesh, "per_device": several}
-    step = training.make_train_step(loss_fn, transform, ema_decay=config.ema_decay, **parallel)
-    measure = training.make_eval_step(loss_fn, **parallel)
+    parallel: dict[str, Any] = {"coefficients": coefficients, "per_device": several}
+    measure = training.make_eval_step(loss_fn, mesh=device_mesh(), **parallel)
     batches = graph_pipeline(data.train, budget, seed=config.seed, devices=devices, prefetch=2)
     wide = plan_budget(*sizes(data.validation), batch_size=validation_batch, slack=2.0)
     validation = graph_pipeline(data.validation, wide, shuffle=False, num_epochs=1, devices=devices, prefetch=0)
@@ -92,11 +77,14 @@ def train_on_graphs(
         validation.reset()
         return validation
 
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
+    result, trained, *_ = train(
+        lambda key: (init(key), None),
+        loss_fn,
+        training.make_optimizer(optimizer),
         batches,
+        keys=jax.random.split(jax.random.key(config.seed)),
+        ema_decay=config.ema_decay,
+        **parallel,
         num_steps=config.steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -109,11 +97,5 @@ def train_on_graphs(
         evaluate=training.evaluator(measure, validation_batches),
         experiment=experiment,
     )
-    metrics = {
-        "parameters": float(count_parameters(init)),
-        "train_seconds": time.perf_counter() - started,
-        "steps": float(result.step),
-        "fill_edges": batches.fill_factor()["edge"],
-        "skipped_updates": float(result.skipped),
-    }
+    metrics = {**trained, "fill_edges": batches.fill_factor()["edge"]}
     return GraphRun(jax.device_get(result.state.ema_params), metrics, wide)

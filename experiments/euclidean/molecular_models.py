@@ -1,8 +1,9 @@
 """What every run with a potential needs around it: loss, predictions, errors, and files that outlive the run."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from equivariant_jax.core.graphs import GraphBudget, batch, graph_mask, node_mas
 from equivariant_jax.data import graph_sizes
 from equivariant_jax.euclidean.interatomic import PotentialConfig, energy_and_forces, potential_init
 from equivariant_jax.training.export import export_function, save_exported
+from experiments.runs import count_parameters
 
 __all__ = [
     "errors",
@@ -25,6 +27,7 @@ __all__ = [
     "num_parameters",
     "padded",
     "predict",
+    "predict_graphs",
     "save_potential",
     "sizes",
 ]
@@ -41,8 +44,7 @@ def sizes(graphs: Graphs) -> tuple[list[int], list[int]]:
 
 def num_parameters(config: PotentialConfig) -> int:
     """Counts the parameters of a potential."""
-    shapes = jax.eval_shape(lambda: potential_init(jax.random.key(0), config))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    return count_parameters(functools.partial(potential_init, config=config))
 
 
 def make_loss(potential: PotentialConfig, *, loss: str = "mse", huber_delta: float = 0.05) -> Any:
@@ -91,21 +93,33 @@ def padded(graphs: Graphs, budget: GraphBudget) -> list[jraph.GraphsTuple]:
     return [pad(batch([graphs[i] for i in members]), budget) for members in packs]
 
 
-def predict(params, potential: PotentialConfig, graphs: Graphs) -> list[tuple[float, np.ndarray]]:
-    """Predicts interaction energy (eV) and forces (`[n, 3]`, eV/angstrom) of each graph, in the order given."""
+def predict_graphs(model: Callable, params: Any, graphs: Graphs, *, energy: str) -> list[tuple[float, np.ndarray]]:
+    """Predicts energy and forces of graphs in padded batches of one size.
+
+    Args:
+      model: `(params, padded batch) -> named tuple` with energies `[graphs]` and `forces` `[nodes, 3]`.
+      params: of the model.
+      graphs: of any sizes.
+      energy: name of the energies.
+
+    Returns:
+      Energy and forces `[n, 3]` of each graph, in the order given.
+    """
     budget = plan_budget(*sizes(graphs), batch_size=16, slack=2.0)
-    packs = pack(*sizes(graphs), budget)
-    model = jax.jit(lambda params, graph: energy_and_forces(params, graph, potential))
+    compiled = jax.jit(model)
     found: dict[int, tuple[float, np.ndarray]] = {}
-    for members in packs:
-        out = jax.device_get(model(params, pad(batch([graphs[i] for i in members]), budget)))
+    for members in pack(*sizes(graphs), budget):
+        out = jax.device_get(compiled(params, pad(batch([graphs[i] for i in members]), budget)))
         ends = np.cumsum([len(graphs[i].nodes["species"]) for i in members])
         parts = np.split(out.forces[: ends[-1]], ends[:-1])
-        found |= {
-            i: (float(energy), forces)
-            for i, energy, forces in zip(members, out.interaction_energy, parts, strict=False)
-        }
+        found |= {i: (float(e), forces) for i, e, forces in zip(members, getattr(out, energy), parts, strict=False)}
     return [found[i] for i in range(len(graphs))]
+
+
+def predict(params, potential: PotentialConfig, graphs: Graphs) -> list[tuple[float, np.ndarray]]:
+    """Predicts interaction energy (eV) and forces (`[n, 3]`, eV/angstrom) of each graph, in the order given."""
+    model = functools.partial(energy_and_forces, config=potential)
+    return predict_graphs(model, params, graphs, energy="interaction_energy")
 
 
 def errors(predictions: Sequence[tuple[float, np.ndarray]], graphs: Graphs, name: str) -> dict[str, float]:

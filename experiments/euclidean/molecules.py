@@ -16,7 +16,6 @@ Numbers reached, hardware and time stand in `experiments/results`, written by th
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +37,7 @@ from experiments.euclidean.molecular_models import (
 )
 from experiments.euclidean.molecular_report import CARD, PUBLISHED, claims, plots, tables
 from experiments.euclidean.molecular_sets import MolecularSet, load_molecules
+from experiments.runs import make_folder, write_metrics
 
 __all__ = ["CARD", "PRESETS", "PUBLISHED", "VARIANTS", "Config", "claims", "plots", "run", "tables"]
 
@@ -240,8 +240,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     Returns:
       Flat dict of floats: `SPLIT/energy_rmse_meV`, `SPLIT/forces_mae_meV_A`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     data = load_molecules(
         config.dataset,
         config.r_max,
@@ -250,6 +249,4 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         seed=config.seed,
     )
     metrics = _fit_pair(config, data) if config.model == "pair" else _train(config, data, workdir)
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)

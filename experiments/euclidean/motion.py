@@ -25,8 +25,6 @@ Numbers reached, hardware and time stand in `experiments/results`, written by th
 """
 
 import dataclasses
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +42,7 @@ from experiments.euclidean.motion_models import Predictor, make_predictor
 from experiments.euclidean.motion_report import CARD, POINTS, TASKS, claims, plots, tables
 from experiments.euclidean.motion_sets import MotionSet, load
 from experiments.flow.best_epoch import BestEpoch
+from experiments.runs import make_folder, train, write_metrics
 
 __all__ = ["CARD", "POINTS", "PRESETS", "VARIANTS", "Config", "claims", "plots", "run", "tables"]
 
@@ -52,6 +51,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_interaction": {"model": "no_interaction"},
     # As many parameters as EqMotion with H = C = 32: 99,580 and 99,426 for four layers.
     "egnn": {"model": "egnn", "egnn_width": 48},
+    # As wide as published for this task.
+    "egnn_wide": {"model": "egnn"},
     "mlp": {"model": "mlp"},
 }
 
@@ -260,8 +261,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `ade`, `fde` (of the best head, in the data's unit), `cv_ade`, `cv_fde`, errors under random
       rotations, `edge_accuracy` where pairs are known, errors by future frame, one predicted scene, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     sets = load(config, workdir)
     _, agents, _, n = sets["train"].positions.shape
     predictor = make_predictor(config, agents, n)
@@ -273,31 +273,24 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             decay_rate=config.decay_rate, decay_steps=config.decay_steps,
         )
     )  # fmt: skip
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
 
-    def make_state(key_params, key_state):
-        return training.TrainState.create(predictor.init(key_params), optimizer, key=key_state)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
     if config.supervision and sets["train"].edges is None:
         raise ValueError(f"supervision={config.supervision}: nobody knows what pairs of {config.dataset} are; use 0.")
     reasoning = config.model in ("eqmotion", "no_interaction")
     coefficients = {"balance": config.balance, "pairs": config.supervision}
-    step = training.make_train_step(
-        _loss(config, predictor), optimizer, mesh=mesh,
-        coefficients={name: weight for name, weight in coefficients.items() if weight and reasoning},
-    )  # fmt: skip
     apply = jax.jit(predictor.apply)
 
     def validate(state) -> dict[str, float]:
         return measure(apply, state.params, sets["validation"], config)
 
     keep = BestEpoch("ade")
-    started, started_cpu = time.perf_counter(), time.process_time()
-    result = training.fit(
-        step,
-        state,
+    result, trained, _, cpu_seconds = train(
+        lambda key: (predictor.init(key), None),
+        _loss(config, predictor),
+        optimizer,
         _batches(sets["train"], config, key_data),
+        keys=(key_params, key_state),
+        coefficients={name: weight for name, weight in coefficients.items() if weight and reasoning},
         num_steps=config.steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -307,7 +300,6 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         on_evaluation=keep,
         experiment=dataclasses.asdict(config),
     )  # fmt: skip
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     best = keep.of(result, workdir, checkpoints=False)
     metrics = measure(apply, best.params, sets["test"], config, whole=True)
     validation = measure(apply, best.params, sets["validation"], config)
@@ -319,12 +311,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         "train_scenes": float(len(sets["train"].positions)),
         "train_distance": float(result.train.get("distance", np.nan)),
         "best_step": float(result.best_step or 0),
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(best.params))),
-        "steps": float(result.step),
-        "train_seconds": seconds,
+        **trained,
         "cpu_seconds": cpu_seconds,
-        "skipped_updates": float(result.skipped),
     }
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)

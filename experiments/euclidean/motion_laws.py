@@ -21,7 +21,9 @@ import numpy as np
 
 from equivariant_jax.core.typing import Array, PyTree
 from equivariant_jax.euclidean.motion import MotionConfig, eqmotion_apply, eqmotion_init
+from experiments.claims import Claims
 from experiments.euclidean.motion_sets import random_rotations
+from experiments.tables import each_variant, markdown
 
 __all__ = ["CARD", "PRESETS", "Config", "claims", "run", "tables"]
 
@@ -130,15 +132,11 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
         "float32_near/categories": ("float32, shifts of at most 1: error of moved categories", 1e-4),
         "float64/padding": ("float64: change by padded agents at arbitrary places", 1e-6),
     }
-    found = []
+    claim = Claims(CARD)
     for table in metrics.values():
         for name, (statement, bar) in bars.items():
-            value = float(max(table[name]["values"]))
-            found.append(
-                {"card": CARD, "point": 1, "statement": f"{statement}, at most", "bar": bar, "value": value,
-                 "holds": value <= bar}
-            )  # fmt: skip
-    return found
+            claim.at_most(1, statement, bar, max(table[name]["values"]))
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -150,11 +148,10 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
-    lines = ["| numbers | positions, relative | categories | padding |", "|---|---|---|---|"]
-    for result in found.values():
-        for table in result["metrics"].values():
-            for name in ("float64", "float32", "float32_near"):
-                errors = (max(table[f"{name}/{what}"]["values"]) for what in ("positions", "categories", "padding"))
-                label = {"float32_near": "float32, shifts of at most 1"}.get(name, name)
-                lines.append(f"| {label} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
-    return {"euclidean.motion_laws": "\n".join(lines)}
+    rows = []
+    for _, _, table in each_variant(found):
+        for name in ("float64", "float32", "float32_near"):
+            errors = (max(table[f"{name}/{what}"]["values"]) for what in ("positions", "categories", "padding"))
+            label = {"float32_near": "float32, shifts of at most 1"}.get(name, name)
+            rows.append((label, *(f"{error:.1e}" for error in errors)))
+    return {"euclidean.motion_laws": markdown(("numbers", "positions, relative", "categories", "padding"), rows)}

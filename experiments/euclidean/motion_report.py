@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.claims import Claims
+from experiments.pictures import draw_curve, picture
+from experiments.results import seed_curve, seed_values
+from experiments.tables import cell, runs_table
+
 __all__ = ["CARD", "POINTS", "PUBLISHED", "TASKS", "claims", "plots", "tables"]
 
 CARD = "eqmotion"
@@ -31,65 +36,52 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for what was run, and nothing for runs of
       fewer than 500 steps.
     """
-    found: list[dict[str, Any]] = []
+    claim = Claims(CARD)
     metrics = {variant: table for variant, table in metrics.items() if min(table["steps"]["values"]) >= 500}
 
     def values(variant: str, name: str) -> np.ndarray:
-        return np.asarray(metrics[variant][name]["values"], float)
-
-    def claim(point: int, statement: str, bar: float, value: float, *, least: bool = False) -> None:
-        holds = value >= bar if least else value <= bar
-        statement = f"{statement}, at {'least' if least else 'most'}"
-        found.append(
-            {"card": CARD, "point": point, "statement": statement, "bar": bar, "value": float(value),
-             "holds": bool(holds)}
-        )  # fmt: skip
+        return seed_values(metrics[variant], name)
 
     ours = metrics.get("eqmotion")
     if ours is None:
-        return found
+        return claim.found
     kind = _kind(ours)
     ratio = (values("eqmotion", "cv_ade") / values("eqmotion", "ade")).min()
     if kind == "springs":
         accuracy = values("eqmotion", "edge_accuracy").min()
-        claim(2, "springs: edge recovery without labels, worst seed", 0.9, accuracy, least=True)
-        claim(2, "springs: CPU minutes of training, slowest seed", 20.0, values("eqmotion", "cpu_seconds").max() / 60)
-        claim(2, "springs: training trajectories", 1000, values("eqmotion", "train_scenes").max())
+        claim.at_least(2, "springs: edge recovery without labels, worst seed", 0.9, accuracy)
+        minutes = values("eqmotion", "cpu_seconds").max() / 60
+        claim.at_most(2, "springs: CPU minutes of training, slowest seed", 20.0, minutes)
+        claim.at_most(2, "springs: training trajectories", 1000, values("eqmotion", "train_scenes").max())
         if "no_interaction" in metrics:
             other = values("no_interaction", "edge_accuracy").max()
-            claim(2, "springs: edge recovery without interaction, best seed", 0.6, other)
+            claim.at_most(2, "springs: edge recovery without interaction, best seed", 0.6, other)
     if kind == "charged":
-        claim(3, "charges: ADE of constant velocity over ours, worst seed", 2.0, ratio, least=True)
-        if "egnn" in metrics:
-            worse = values("egnn", "ade").min() / values("eqmotion", "ade").max()
-            claim(3, "charges: ADE of EGNN, best seed, over ours, worst seed", 1.0, worse, least=True)
+        claim.at_least(3, "charges: ADE of constant velocity over ours, worst seed", 2.0, ratio)
+        for variant, name in (("egnn", "EGNN"), ("egnn_wide", "EGNN of width 64")):
+            if variant in metrics:
+                worse = values(variant, "ade").min() / values("eqmotion", "ade").max()
+                claim.at_least(3, f"charges: ADE of {name}, best seed, over ours, worst seed", 1.0, worse)
     if kind in ("springs", "charged", "molecule") and "mlp" in metrics:
         gap = values("eqmotion", "rotation_gap").max()
-        claim(4, f"{kind}, trained on one orientation: change of ADE under random rotation, worst seed", 1e-5, gap)
+        statement = f"{kind}, trained on one orientation: change of ADE under random rotation, worst seed"
+        claim.at_most(4, statement, 1e-5, gap)
         grown = (values("mlp", "rotated_ade") / values("mlp", "ade")).min()
         statement = f"{kind}: ADE of the network without symmetry under random rotation over its ADE, best seed"
-        claim(4, statement, 1.5, grown, least=True)
+        claim.at_least(4, statement, 1.5, grown)
     if kind in PEDESTRIAN_BARS:
         ade = values("eqmotion", "ade").mean()
         statement = f"{kind}: minADE20 with the choice on validation, mean over seeds (constant velocity 1 head: "
         statement += f"{CONSTANT_VELOCITY[kind]})"
-        claim(5, statement, PEDESTRIAN_BARS[kind], ade)
+        claim.at_most(5, statement, PEDESTRIAN_BARS[kind], ade)
     if kind == "molecule":
-        claim(6, "xTB ethanol: ADE over that of constant velocity, worst seed", 0.5, 1 / ratio)
-    return found
+        claim.at_most(6, "xTB ethanol: ADE over that of constant velocity, worst seed", 0.5, 1 / ratio)
+    return claim.found
 
 
 def _kind(table: Mapping[str, Any]) -> str:
     """Which task a run was of."""
     return TASKS[int(table["task"]["values"][0])]
-
-
-def _cell(table: Mapping[str, Any], name: str, factor: float = 1.0) -> str:
-    if name not in table:
-        return "-"
-    values = factor * np.asarray(table[name]["values"], float)
-    spread = f" ± {values.std(ddof=1):.1g}" if len(values) > 1 else ""
-    return f"{values.mean():.3g}{spread}"
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -101,23 +93,21 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
-    lines = [
-        "| task | model | parameters | ADE | FDE | constant velocity | ADE, rotated | pairs right % | published "
-        "| seeds | training |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            kind = _kind(table)
-            published = "/".join(map(str, PUBLISHED[kind])) if kind in PUBLISHED and variant == "eqmotion" else "-"
-            minutes = np.mean(table["train_seconds"]["values"]) / 60
-            cells = (
-                kind, variant, f"{table['parameters']['mean']:.0f}", _cell(table, "ade"), _cell(table, "fde"),
-                f"{table['cv_ade']['mean']:.3g}/{table['cv_fde']['mean']:.3g}", _cell(table, "rotated_ade"),
-                _cell(table, "edge_accuracy", 100.0), published, str(len(result["seeds"])), f"{minutes:.1f} min",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"euclidean.motion": "\n".join(lines)}
+    heads = (
+        "task", "model", "parameters", "ADE", "FDE", "constant velocity", "ADE, rotated", "pairs right %", "published",
+    )  # fmt: skip
+    forms = (".3g", ".1g")
+
+    def cells(_, variant, table):
+        kind = _kind(table)
+        return (
+            kind, variant, f"{table['parameters']['mean']:.0f}", cell(table, "ade", *forms), cell(table, "fde", *forms),
+            f"{table['cv_ade']['mean']:.3g}/{table['cv_fde']['mean']:.3g}", cell(table, "rotated_ade", *forms),
+            cell(table, "edge_accuracy", *forms, factor=100),
+            "/".join(map(str, PUBLISHED[kind])) if kind in PUBLISHED and variant == "eqmotion" else "-",
+        )  # fmt: skip
+
+    return {"euclidean.motion": runs_table(found, heads, cells)}
 
 
 def _path(table: Mapping[str, Any], kind: str) -> dict[int, np.ndarray]:
@@ -137,41 +127,26 @@ def plots(found: Mapping[str, Any], folder: Path) -> None:
       found: results by file stem.
       folder: where the picture goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shown = {stem: result for stem, result in found.items() if "eqmotion" in result["metrics"]}
     if not shown:
         return
-    plt.rcParams["svg.hashsalt"] = "equivariant_jax"
-    figure, axes = plt.subplots(2, len(shown), figsize=(3.2 * len(shown), 6), squeeze=False)
-    for column, result in enumerate(shown.values()):
-        metrics, scene, errors = result["metrics"], axes[0, column], axes[1, column]
-        table = metrics["eqmotion"]
-        past, future, predicted = (_path(table, kind) for kind in ("past", "future", "predicted"))
-        for index, agent in enumerate(sorted(past)):
-            colour = f"C{index}"
-            whole = np.concatenate([past[agent], future[agent]])
-            scene.plot(*whole.T, color=colour, alpha=0.35)
-            scene.plot(*past[agent].T, color=colour, label="past" if not index else None)
-            scene.plot(*predicted[agent].T, "x", color=colour, markersize=4, label="predicted" if not index else None)
-        scene.set(title=_kind(table), aspect="equal", xticks=[], yticks=[])
-        scene.legend(frameon=False, fontsize=7)
-        for variant, own in metrics.items():
-            _curve(errors, own, "frame/", variant)
-        _curve(errors, table, "cv_frame/", "constant velocity")
-        errors.set(xlabel="future frame", yscale="log", ylabel="" if column else "mean error")
-        errors.legend(frameon=False, fontsize=7)
-        errors.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(folder / "euclidean.motion.svg", metadata={"Date": None})
-    plt.close(figure)
-
-
-def _curve(axis: Any, table: Mapping[str, Any], prefix: str, label: str) -> None:
-    points = sorted((int(name[len(prefix) :]), m["values"]) for name, m in table.items() if name.startswith(prefix))
-    at = [x for x, _ in points]
-    axis.plot(at, [np.mean(v) for _, v in points], label=label, color="grey" if prefix == "cv_frame/" else None)
-    axis.fill_between(at, [min(v) for _, v in points], [max(v) for _, v in points], alpha=0.15)
+    size = (3.2 * len(shown), 6)
+    with picture(folder / "euclidean.motion.svg", size, rows=2, columns=len(shown), box=True, squeeze=False) as axes:
+        for column, result in enumerate(shown.values()):
+            metrics, scene, errors = result["metrics"], axes[0, column], axes[1, column]
+            table = metrics["eqmotion"]
+            past, future, predicted = (_path(table, kind) for kind in ("past", "future", "predicted"))
+            for index, agent in enumerate(sorted(past)):
+                colour, labels = f"C{index}", (None, None) if index else ("past", "predicted")
+                whole = np.concatenate([past[agent], future[agent]])
+                scene.plot(*whole.T, color=colour, alpha=0.35)
+                scene.plot(*past[agent].T, color=colour, label=labels[0])
+                scene.plot(*predicted[agent].T, "x", color=colour, markersize=4, label=labels[1])
+            scene.set(title=_kind(table), aspect="equal", xticks=[], yticks=[])
+            scene.legend(frameon=False, fontsize=7)
+            for variant, own in metrics.items():
+                draw_curve(errors, *seed_curve(own, "frame/"), label=variant)
+            draw_curve(errors, *seed_curve(table, "cv_frame/"), label="constant velocity", color="grey")
+            errors.set(xlabel="future frame", yscale="log", ylabel="" if column else "mean error")
+            errors.legend(frameon=False, fontsize=7)
+            errors.spines[["top", "right"]].set_visible(False)

@@ -20,8 +20,6 @@ stand in `experiments/results`, written by the run.
 import bisect
 import dataclasses
 import functools
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -33,9 +31,11 @@ import numpy as np
 from equivariant_jax import training
 from equivariant_jax.core.linalg import safe_norm
 from equivariant_jax.core.typing import Array, PyTree
-from equivariant_jax.data import ArraySource, make_pipeline
-from equivariant_jax.data.simulators import ChargedTask, charged_particles_splits
+from equivariant_jax.data import make_pipeline
 from equivariant_jax.euclidean.steerable import SteerableConfig, steerable_apply, steerable_init
+from experiments import charged_particles
+from experiments.claims import Claims
+from experiments.runs import count_parameters, device_mesh, make_folder, train, whole_set, write_metrics
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "num_parameters", "predict", "run"]
 
@@ -116,8 +116,7 @@ PRESETS: dict[str, Config] = {
 @functools.cache
 def num_parameters(network: SteerableConfig) -> int:
     """Counts the parameters of a network without drawing them."""
-    shapes = jax.eval_shape(functools.partial(steerable_init, config=network), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return count_parameters(functools.partial(steerable_init, config=network))
 
 
 def network_config(config: Config) -> SteerableConfig:
@@ -187,21 +186,6 @@ def _loss(network: SteerableConfig):
     return loss_fn
 
 
-def _source(task: ChargedTask) -> ArraySource:
-    return ArraySource({name: np.asarray(value, np.float32) for name, value in task._asdict().items()})
-
-
-def _linear_mse(train: ChargedTask, test: ChargedTask) -> float:
-    moved = train.targets - train.positions
-    time = np.sum(moved * train.velocities) / np.sum(train.velocities**2)
-    return float(np.mean((test.positions + time * test.velocities - test.targets) ** 2))
-
-
-@functools.cache
-def _splits(train: int, validation: int, test: int, seed: int) -> dict[str, ChargedTask]:
-    return charged_particles_splits(train, validation, test, seed=seed)
-
-
 def run(config: Config, workdir: str | Path) -> dict[str, float]:
     """Trains one model and measures it on the test set.
 
@@ -213,11 +197,10 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `test_mse`, `validation_mse`, `train_mse` (of the last logged steps), `linear_mse`,
       `parameters`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    splits = _splits(config.train_size, config.validation_size, config.test_size, config.data_seed)
+    workdir = make_folder(workdir)
+    splits = charged_particles.splits(config.train_size, config.validation_size, config.test_size, config.data_seed)
+    sources = {name: charged_particles.source(task) for name, task in splits.items()}
     network = network_config(config)
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
     steps = config.epochs * (config.train_size // config.batch_size)
     optimizer = training.make_optimizer(
         training.OptimizerConfig(
@@ -231,27 +214,17 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     )
     key_params, key_state = jax.random.split(jax.random.key(config.seed))
 
-    def make_state(key_params, key_state):
-        return training.TrainState.create(steerable_init(key_params, network), optimizer, key=key_state, ema=True)
-
     loss_fn = _loss(network)
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    step = training.make_train_step(loss_fn, optimizer, ema_decay=config.ema_decay, mesh=mesh)
-    measure = training.make_eval_step(loss_fn, mesh=mesh)
-    batches = make_pipeline(_source(splits["train"]), batch_size=config.batch_size, seed=config.seed, prefetch=2)
-
-    def whole(split):
-        source = _source(splits[split])
-        return lambda: make_pipeline(
-            source, batch_size=config.batch_size, shuffle=False, num_epochs=1, drop_remainder=False, mask_key="mask",
-            prefetch=0,
-        )  # fmt: skip
-
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
+    measure = training.make_eval_step(loss_fn, mesh=device_mesh())
+    batches = make_pipeline(sources["train"], batch_size=config.batch_size, seed=config.seed, prefetch=2)
+    validate = training.evaluator(measure, whole_set(sources["validation"], config.batch_size))
+    result, trained, *_ = train(
+        lambda key: (steerable_init(key, network), None),
+        loss_fn,
+        optimizer,
         batches,
+        keys=(key_params, key_state),
+        ema_decay=config.ema_decay,
         num_steps=steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -261,28 +234,19 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             resume=config.resume,
             monitor="mse",
         ),
-        evaluate=training.evaluator(measure, whole("validation")),
+        evaluate=validate,
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
     )
-    seconds = time.perf_counter() - started
     metrics = {
-        "test_mse": training.evaluator(measure, whole("test"))(result.state)["mse"],
-        "validation_mse": training.evaluator(measure, whole("validation"))(result.state)["mse"],
+        "test_mse": training.evaluator(measure, whole_set(sources["test"], config.batch_size))(result.state)["mse"],
+        "validation_mse": validate(result.state)["mse"],
         "train_mse": float(result.train.get("mse", np.nan)),
-        "linear_mse": _linear_mse(splits["train"], splits["test"]),
-        "parameters": float(num_parameters(network)),
+        "linear_mse": charged_particles.linear_mse(splits["train"], splits["test"]),
         "channels": float(network.channels),
         "epochs": float(config.epochs),
-        "train_seconds": seconds,
-        "skipped_updates": float(result.skipped),
+        **{name: trained[name] for name in ("parameters", "train_seconds", "skipped_updates")},
     }
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
-
-
-def _claim(statement: str, bar: float, value: float, holds: bool) -> dict[str, Any]:
-    return {"card": CARD, "point": POINT, "statement": statement, "bar": bar, "value": value, "holds": bool(holds)}
+    return write_metrics(workdir, metrics)
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -295,26 +259,24 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run. The published
       numbers are compared with runs of at least 1000 epochs only.
     """
-    found = []
+    claim = Claims(CARD)
     for degree, suffix in ((1, ""), (2, "_2")):
         ours, theirs = (metrics.get(f"{product}{suffix}", {}).get("test_mse") for product in ("gaunt", "cg"))
         if ours and theirs:
             ratio = ours["mean"] / theirs["mean"]
-            statement = f"attribute degree {degree}: test MSE of gaunt over cg, mean over seeds, at most"
-            found.append(_claim(statement, 1.1, ratio, ratio <= 1.1))
+            statement = f"attribute degree {degree}: test MSE of gaunt over cg, mean over seeds"
+            claim.at_most(POINT, statement, 1.1, ratio)
     plain = metrics.get("plain", {}).get("test_mse")
     for product in ("gaunt", "cg"):
         ours = metrics.get(product, {}).get("test_mse")
         if ours and plain:
             ratio = min(plain["values"]) / max(ours["values"])
-            statement = f"test MSE of the network without symmetry, best seed, over {product}, worst seed, at least"
-            found.append(_claim(statement, 1.5, ratio, ratio >= 1.5))
+            statement = f"test MSE of the network without symmetry, best seed, over {product}, worst seed"
+            claim.at_least(POINT, statement, 1.5, ratio)
         for degree, suffix in ((1, ""), (2, "_2")):
             table = metrics.get(f"{product}{suffix}", {})
             if table and min(table["epochs"]["values"]) >= 1000:
                 ratio = table["test_mse"]["mean"] / PUBLISHED[product][degree]
-                statement = (
-                    f"attribute degree {degree}: test MSE of {product}, mean over seeds, over the published, at most"
-                )
-                found.append(_claim(statement, 1.0, ratio, ratio <= 1.0))
-    return found
+                statement = f"attribute degree {degree}: test MSE of {product}, mean over seeds, over the published"
+                claim.at_most(POINT, statement, 1.0, ratio)
+    return claim.found

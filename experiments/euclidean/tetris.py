@@ -22,7 +22,6 @@ time stand in `experiments/results`, written by the run.
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +36,8 @@ from equivariant_jax.core.groups import SpecialOrthogonal
 from equivariant_jax.core.linalg import safe_norm
 from equivariant_jax.core.typing import Array, PyTree
 from equivariant_jax.euclidean.steerable import SteerableConfig, steerable_apply, steerable_init
+from experiments.claims import Claims
+from experiments.runs import cross_entropy, make_folder, num_parameters, write_metrics
 
 __all__ = ["CARD", "PRESETS", "SHAPES", "VARIANTS", "Config", "claims", "logits", "network_config", "run", "shapes"]
 
@@ -134,9 +135,8 @@ def logits(params: PyTree, network: SteerableConfig, positions: Array) -> Array:
 def _loss(network: SteerableConfig):
     def loss_fn(params, batch, *, key, model_state):
         del key, model_state
-        log_probabilities = jax.nn.log_softmax(logits(params, network, batch["positions"]))
-        chosen = jnp.take_along_axis(log_probabilities, batch["labels"][:, None], axis=-1)
-        return training.LossOutput({"cross_entropy": training.Mean.of(-chosen[:, 0])})
+        losses = cross_entropy(logits(params, network, batch["positions"]), batch["labels"])
+        return training.LossOutput({"cross_entropy": training.Mean.of(losses)})
 
     return loss_fn
 
@@ -164,8 +164,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `right_best` and `right_worst` (shapes right under the best and worst rotation), `accuracy`
       (mean over rotations), `argmax_right`, `train_right`, `mirror_gap_before`, `mirror_gap_after`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     network = network_config(config)
     key_params, key_state, key_rotations = jax.random.split(jax.random.key(config.seed), 3)
     optimizer = training.make_optimizer(
@@ -210,12 +209,10 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         "cross_entropy": float(result.train["cross_entropy"]),
         "mirror_gap_before": _mirror_gap(before),
         "mirror_gap_after": _mirror_gap(after),
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(result.state.params))),
+        "parameters": float(num_parameters(result.state.params)),
         "train_seconds": seconds,
     }
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 # Rounding of float32 through the network, against gaps of order one where the odd paths are.
@@ -231,22 +228,16 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run.
     """
-    found = []
-
-    def add(statement, bar, value, holds):
-        found.append(
-            {"card": CARD, "point": POINT, "statement": statement, "bar": bar, "value": value, "holds": bool(holds)}
-        )
-
+    claim = Claims(CARD)
     if "gaunt" in metrics:
         table = metrics["gaunt"]
         most = max(table["right_best"]["values"])
-        add("gaunt alone: most shapes right under any rotation, any seed, at most", 7, most, most <= 7)
+        claim.at_most(POINT, "gaunt alone: most shapes right under any rotation, any seed", 7, most)
         gap = max(*table["mirror_gap_before"]["values"], *table["mirror_gap_after"]["values"])
-        statement = "gaunt alone: difference of the mirror pair's logits, relative, before and after training, at most"
-        add(statement, ROUNDING, gap, gap <= ROUNDING)
+        statement = "gaunt alone: difference of the mirror pair's logits, relative, before and after training"
+        claim.at_most(POINT, statement, ROUNDING, gap)
     for variant in ("gaunt_bracket", "cg"):
         if variant in metrics:
             least = min(metrics[variant]["right_worst"]["values"])
-            add(f"{variant}: fewest shapes right under any rotation, any seed, at least", 8, least, least >= 8)
-    return found
+            claim.at_least(POINT, f"{variant}: fewest shapes right under any rotation, any seed", 8, least)
+    return claim.found

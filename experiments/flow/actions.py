@@ -15,9 +15,6 @@ in `experiments/results`, written by the run.
 """
 
 import dataclasses
-import functools
-import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +25,8 @@ import numpy as np
 
 from equivariant_jax import training
 from equivariant_jax.core.typing import Array, PRNGKey
-from equivariant_jax.data.flowing import flowing_mnist, half_scale
+from equivariant_jax.data.flowing import flowing_mnist
 from equivariant_jax.data.generated import GeneratedBatches
-from equivariant_jax.data.images import mnist, small_digits
 from equivariant_jax.data.kth import KTH_ACTIONS, kth_actions, moving_clips
 from equivariant_jax.flow.classifier import (
     SequenceClassifierConfig,
@@ -38,7 +34,12 @@ from equivariant_jax.flow.classifier import (
     sequence_classifier_init,
 )
 from equivariant_jax.flow.generators import velocity_grid
+from experiments.claims import Claims
 from experiments.flow.best_epoch import BestEpoch
+from experiments.flow.digits import digit_parts
+from experiments.results import seed_values
+from experiments.runs import cross_entropy, device_mesh, make_folder, train, write_metrics
+from experiments.tables import cell, runs_table
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "run", "tables"]
 
@@ -138,25 +139,9 @@ def network_config(config: Config) -> SequenceClassifierConfig:
     )
 
 
-@functools.cache
-def _digits(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    if dataset == "digits":
-        arrays = small_digits().arrays
-        images, labels = arrays["image"][..., 0].astype(np.float32) / 16, arrays["label"]
-        parts = {"train": slice(0, 1300), "validation": slice(1300, 1500), "test": slice(1500, None)}
-        return {name: (images[part], labels[part]) for name, part in parts.items()}
-    train, test = mnist("train").arrays, mnist("test").arrays
-    images = half_scale(train["image"])
-    return {
-        "train": (images[:54_000], train["label"][:54_000]),
-        "validation": (images[54_000:], train["label"][54_000:]),
-        "test": (half_scale(test["image"]), test["label"]),
-    }
-
-
 def _drifting(config: Config, part: str, velocities: np.ndarray, batch: int) -> Batches:
     """Sequences of one digit under noise."""
-    images, labels = (jnp.asarray(x) for x in _digits(config.dataset)[part])
+    images, labels = (jnp.asarray(x) for x in digit_parts(config.dataset)[part])
 
     @jax.jit
     def make(key, images, labels, velocities):
@@ -226,11 +211,9 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     Returns:
       Flat dict of floats: `test_accuracy`, `unseen_accuracy`, `validation_accuracy`, `parameters`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     network = network_config(config)
     batches, fixed = _data(config)
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
     optimizer = training.make_optimizer(
         training.OptimizerConfig(learning_rate=config.learning_rate, clip_norm=config.clip_norm)
     )
@@ -240,24 +223,18 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         logits, after = sequence_classifier_apply(
             params, model_state, batch["frames"], network, training=key is not None
         )
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["labels"][:, None], axis=-1)[:, 0]
         right = (jnp.argmax(logits, axis=-1) == batch["labels"]).astype(logits.dtype)
-        terms = {"cross_entropy": training.Mean.of(-chosen)}
+        terms = {"cross_entropy": training.Mean.of(cross_entropy(logits, batch["labels"]))}
         return training.LossOutput(terms, {"accuracy": training.Mean.of(right)}, after)
 
-    def make_state(key_params, key_state):
-        params, statistics = sequence_classifier_init(key_params, network)
-        return training.TrainState.create(params, optimizer, key=key_state, model_state=statistics)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    step = training.make_train_step(loss_fn, optimizer, mesh=mesh)
-    measure = training.make_eval_step(loss_fn, mesh=mesh)
+    measure = training.make_eval_step(loss_fn, mesh=device_mesh())
     best = BestEpoch("accuracy", higher_is_better=True)
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
+    result, trained, *_ = train(
+        lambda key: sequence_classifier_init(key, network),
+        loss_fn,
+        optimizer,
         GeneratedBatches(batches, key_data),
+        keys=(key_params, key_state),
         num_steps=config.steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -272,20 +249,11 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         on_evaluation=best,
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
     )
-    seconds = time.perf_counter() - started
     final = best.of(result, workdir, checkpoints=config.checkpoint_every is not None)
-    metrics = {
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(final.params))),
-        "banks": float(len(network.velocities)),
-        "steps": float(result.step),
-        "train_seconds": seconds,
-        "skipped_updates": float(result.skipped),
-    }
+    metrics = {"banks": float(len(network.velocities)), **trained}
     for name, part in fixed.items():
         metrics[f"{name}_accuracy"] = float(training.evaluator(measure, lambda part=part: part)(final)["accuracy"])
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -297,18 +265,13 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run.
     """
-    found = []
-    ours = metrics.get("fernn_2", {}).get("test_accuracy")
+    claim = Claims(CARD)
     for baseline in ("grnn", "grnn_plus", "cnn3d"):
-        theirs = metrics.get(baseline, {}).get("test_accuracy")
-        if ours and theirs:
-            gain = float(np.mean(ours["values"]) - np.mean(theirs["values"]))
-            statement = f"test accuracy of FERNN V_2 minus {baseline}'s, mean over seeds, above"
-            point = "classification"
-            found.append(
-                {"card": CARD, "point": point, "statement": statement, "bar": 0.0, "value": gain, "holds": gain > 0}
-            )
-    return found
+        if "fernn_2" in metrics and baseline in metrics:
+            ours, theirs = (seed_values(metrics[variant], "test_accuracy").mean() for variant in ("fernn_2", baseline))
+            statement = f"test accuracy of FERNN V_2 minus {baseline}'s, mean over seeds"
+            claim.above("classification", statement, 0.0, ours - theirs)
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -320,24 +283,11 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
+    heads = ("data", "model", "banks", "parameters", "accuracy", "at unseen speed")
 
-    def cell(table: Mapping[str, Any], name: str) -> str:
-        if name not in table:
-            return "-"
-        values = np.asarray(table[name]["values"])
-        spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-        return f"{values.mean():.3f}{spread}"
+    def cells(result, variant, table):
+        counts = (f"{table[name]['mean']:.0f}" for name in ("banks", "parameters"))
+        accuracies = (cell(table, name, ".3f") for name in ("test_accuracy", "unseen_accuracy"))
+        return result["config"]["dataset"], variant, *counts, *accuracies
 
-    lines = [
-        "| data | model | banks | parameters | accuracy | at unseen speed | seeds | training |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            cells = (
-                result["config"]["dataset"], variant, f"{table['banks']['mean']:.0f}",
-                f"{table['parameters']['mean']:.0f}", cell(table, "test_accuracy"), cell(table, "unseen_accuracy"),
-                str(len(result["seeds"])), f"{np.mean(table['train_seconds']['values']) / 60:.1f} min",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"flow.actions": "\n".join(lines)}
+    return {"flow.actions": runs_table(found, heads, cells)}

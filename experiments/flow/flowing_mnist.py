@@ -19,8 +19,6 @@ stand in `experiments/results`, written by the run.
 
 import dataclasses
 import functools
-import json
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +28,14 @@ import numpy as np
 
 from equivariant_jax import training
 from equivariant_jax.core.typing import Array, PyTree
-from equivariant_jax.data.flowing import FlowingSequence, flowing_mnist, half_scale, rotating_mnist
+from equivariant_jax.data.flowing import FlowingSequence, flowing_mnist, rotating_mnist
 from equivariant_jax.data.generated import GeneratedBatches
-from equivariant_jax.data.images import mnist, small_digits
 from equivariant_jax.flow.generators import Velocities, rotation_velocities, velocity_grid
 from equivariant_jax.flow.next_frame import NextFrameConfig, next_frame_apply, next_frame_init
 from experiments.flow.best_epoch import BestEpoch
+from experiments.flow.digits import digit_parts
 from experiments.flow.flowing_report import CARD, claims, plots, tables
+from experiments.runs import device_mesh, make_folder, train, write_metrics
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "plots", "run", "tables"]
 
@@ -161,20 +160,6 @@ def network_config(config: Config) -> NextFrameConfig:
     )
 
 
-@functools.cache
-def _images(dataset: str, scale: str) -> dict[str, np.ndarray]:
-    """Digits of each part, float32 in [0, 1]; the last tenth of the training digits is for validation."""
-    if dataset == "digits":
-        images = small_digits().arrays["image"][..., 0]
-        parts = {"train": images[:1300], "validation": images[1300:1500], "test": images[1500:]}
-        return {name: part.astype(np.float32) / 16 for name, part in parts.items()}
-    train, test = (mnist(split).arrays["image"][..., 0] for split in ("train", "test"))
-    parts = {"train": train[:54_000], "validation": train[54_000:], "test": test}
-    if scale == "half":
-        return {name: half_scale(part) for name, part in parts.items()}
-    return {name: part.astype(np.float32) / 255 for name, part in parts.items()}
-
-
 def _generator(config: Config, images: np.ndarray, velocities: Velocities, batch: int, length: int):
     make = flowing_mnist if config.motion == "shift" else rotating_mnist
     # The digits are an argument: as a constant of the program they would be compiled into it.
@@ -213,11 +198,10 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `test_mse` (the predicted frames of training's length), `late_mse` (the last third of the
       horizon), `step/NN` (each step), `speed/+k` (all digits at k steps), `copy_last_mse`, `zeros_mse`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    images, network = _images(config.dataset, config.scale), network_config(config)
+    workdir = make_folder(workdir)
+    parts, network = digit_parts(config.dataset, half=config.scale == "half"), network_config(config)
+    images = {name: part for name, (part, _) in parts.items()}
     speeds, length = velocities_of(config, config.data_radius), config.given + config.predicted
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
     optimizer = training.make_optimizer(
         training.OptimizerConfig(learning_rate=config.learning_rate, clip_norm=config.clip_norm)
     )
@@ -228,25 +212,21 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         del key, model_state
         return training.LossOutput({"mse": training.Mean.of(_errors(config, params, network, batch))})
 
-    def make_state(key_params, key_state):
-        return training.TrainState.create(next_frame_init(key_params, network), optimizer, key=key_state)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    step = training.make_train_step(loss_fn, optimizer, mesh=mesh)
     generate = _generator(config, images["train"], speeds, config.batch_size // jax.process_count(), length)
     validate = _generator(config, images["validation"], speeds, config.batch_size, length)
     rounds = max(1, config.eval_sequences // config.batch_size)
-    measure = training.make_eval_step(loss_fn, mesh=mesh)
+    measure = training.make_eval_step(loss_fn, mesh=device_mesh())
 
     def validation():
         return [validate(jax.random.fold_in(key_validation, i)).frames for i in range(rounds)]
 
     best = BestEpoch("mse")
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
+    result, trained, *_ = train(
+        lambda key: (next_frame_init(key, network), None),
+        loss_fn,
+        optimizer,
         GeneratedBatches(lambda key: generate(key).frames, key_data),
+        keys=(key_params, key_state),
         num_steps=config.steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -260,20 +240,14 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         on_evaluation=best,
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
     )
-    seconds = time.perf_counter() - started
     params = best.of(result, workdir, checkpoints=config.checkpoint_every is not None).params
     metrics = {
         "validation_mse": float(result.best_value if result.best_value is not None else np.nan),
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(result.state.params))),
         "banks": float(len(network.velocities)),
-        "steps": float(result.step),
-        "train_seconds": seconds,
-        "skipped_updates": float(result.skipped),
+        **trained,
         **_test(config, network, params, images["test"], key_test),
     }
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 def _test(config: Config, network: NextFrameConfig, params: PyTree, images: np.ndarray, key) -> dict[str, float]:

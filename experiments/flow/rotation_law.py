@@ -31,6 +31,10 @@ from equivariant_jax.flow import (
     flow_scan,
     rotation_flow,
 )
+from experiments.claims import Claims
+from experiments.pictures import draw_curve, picture
+from experiments.results import seed_curve
+from experiments.tables import markdown
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "plots", "run", "tables"]
 
@@ -133,7 +137,8 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
 
 
 def _curve(table: Mapping[str, Any]) -> dict[int, np.ndarray]:
-    return {int(n[6:]): np.asarray(m["values"]) for n, m in table.items() if n.startswith("error/")}
+    angles, values = seed_curve(table, "error/")
+    return dict(zip(angles.tolist(), values, strict=True))
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -145,34 +150,23 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
-
-    def add(statement: str, bar: float, value: float, holds: bool):
-        claim = {"card": CARD, "point": "rotation task", "statement": statement, "bar": bar, "value": float(value)}
-        found.append({**claim, "holds": bool(holds)})
-
+    claim, point = Claims(CARD), "rotation task"
     curves = {variant: _curve(table) for variant, table in metrics.items()}
     for variant in ("comoving", "published"):
         if variant in curves:
             worst = max(v.max() for angle, v in curves[variant].items() if angle % 90 == 0)
-            add(
-                f"{variant}: relative error of the law at quarter turns, worst seed, at most",
-                1e-5,
-                worst,
-                worst <= 1e-5,
-            )
+            claim.at_most(point, f"{variant}: relative error of the law at quarter turns, worst seed", 1e-5, worst)
     if {"comoving", "published"} <= curves.keys():
         between = [angle for angle in curves["comoving"] if angle % 90]
         ratio = max(curves["comoving"][angle].mean() / curves["published"][angle].mean() for angle in between)
-        add("error of the co-moving form over the published one's between quarter turns, worst angle, below", 1.0,
-            ratio, ratio < 1)  # fmt: skip
+        statement = "error of the co-moving form over the published one's between quarter turns, worst angle"
+        claim.below(point, statement, 1.0, ratio)
     if {"comoving", "still"} <= curves.keys():
         between = [angle for angle in curves["still"] if angle]
         ratio = max(curves["comoving"][angle].mean() / curves["still"][angle].mean() for angle in between)
-        add(
-            "error of the co-moving form over the ordinary recurrence's, worst angle, at most", 0.5, ratio, ratio <= 0.5
-        )
-    return found
+        statement = "error of the co-moving form over the ordinary recurrence's, worst angle"
+        claim.at_most(point, statement, 0.5, ratio)
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -189,15 +183,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         return {}
     curves = {variant: _curve(table) for variant, table in result["metrics"].items()}
     shown = [angle for angle in next(iter(curves.values())) if angle % 30 == 0 or angle in (10, 80)]
-    lines = [
-        "| recurrence | " + " | ".join(f"{angle}°" for angle in shown) + " |",
-        "|---|" + "---|" * len(shown),
-        *(
-            f"| {variant} | " + " | ".join(f"{curve[angle].mean():.2g}" for angle in shown) + " |"
-            for variant, curve in curves.items()
-        ),
-    ]
-    return {"flow.rotation_law": "\n".join(lines)}
+    rows = ((variant, *(f"{curve[angle].mean():.2g}" for angle in shown)) for variant, curve in curves.items())
+    return {"flow.rotation_law": markdown(("recurrence", *(f"{angle}°" for angle in shown)), rows)}
 
 
 def plots(found: Mapping[str, Any], folder: Path) -> None:
@@ -207,25 +194,14 @@ def plots(found: Mapping[str, Any], folder: Path) -> None:
       found: results by file stem.
       folder: where the picture goes.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     result = found.get("flow.rotation_law.cpu")
     if result is None:
         return
-    plt.rcParams["svg.hashsalt"] = "equivariant_jax"
-    figure, axis = plt.subplots(figsize=(6, 2.8))
-    for variant, table in result["metrics"].items():
-        curve = _curve(table)
-        angles = [angle for angle in sorted(curve) if angle]
-        axis.plot(angles, [curve[a].mean() for a in angles], marker="o", markersize=3, label=variant)
-        axis.fill_between(angles, [curve[a].min() for a in angles], [curve[a].max() for a in angles], alpha=0.15)
-    axis.set(xlabel="degrees per frame", ylabel="relative error of the law", yscale="log")
-    axis.set_xticks(range(0, result["config"]["max_angle"] + 1, 30))
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(folder / "flow.rotation_law.svg", metadata={"Date": None})
-    plt.close(figure)
+    with picture(folder / "flow.rotation_law.svg", (6, 2.8)) as axis:
+        for variant, table in result["metrics"].items():
+            angles, values = seed_curve(table, "error/")
+            turning = angles > 0
+            draw_curve(axis, angles[turning], values[turning], marker="o", markersize=3, label=variant)
+        axis.set(xlabel="degrees per frame", ylabel="relative error of the law", yscale="log")
+        axis.set_xticks(range(0, result["config"]["max_angle"] + 1, 30))
+        axis.legend(frameon=False, fontsize=8)

@@ -13,7 +13,6 @@ Command: `python -m experiments frames.exactness cpu --seeds 0 1 2`. Numbers rea
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_jax.frames import frame_average, pca_frames
+from experiments.claims import Claims
+from experiments.runs import make_folder, write_metrics
 
 __all__ = ["CARD", "PRESETS", "Config", "claims", "run"]
 
@@ -149,8 +150,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats for each dimension d: `defect_float64/d`, `defect_float32/d`, `se_mirror/d`,
       `against_loop/d`, `padding/d`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     metrics = {}
     for d in config.dimensions:
         with jax.enable_x64(True):
@@ -162,8 +162,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         error, _, gap = _defects(config, "E", d, jnp.float32)
         metrics[f"defect_float32/{d}"] = float(error[gap >= config.gap].max())
         metrics[f"clouds_float32/{d}"] = float(np.sum(gap >= config.gap))
-    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -175,21 +174,18 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
-    at_most = (
-        ("1", "defect_float64", "largest defect of the law of E(d), float64, at most", 1e-10),
-        ("1", "se_defect_float64", "largest defect of the law of SE(d), float64, at most", 1e-10),
-        ("1", "defect_float32", "largest defect of the law, float32, well separated axes, at most", 1e-4),
-        ("2", "against_loop", "largest difference to a loop over the same matrices, at most", 1e-12),
-        ("2", "padding", "largest change by padding, at most", 1e-6),
+    claim = Claims(CARD)
+    bars = (
+        ("1", "defect_float64", "largest defect of the law of E(d), float64", 1e-10),
+        ("1", "se_defect_float64", "largest defect of the law of SE(d), float64", 1e-10),
+        ("1", "defect_float32", "largest defect of the law, float32, well separated axes", 1e-4),
+        ("2", "against_loop", "largest difference to a loop over the same matrices", 1e-12),
+        ("2", "padding", "largest change by padding", 1e-6),
     )
     for table in metrics.values():
-        for point, metric, statement, bar in at_most:
+        for point, metric, statement, bar in bars:
             value = max(max(m["values"]) for name, m in table.items() if name.startswith(f"{metric}/"))
-            found.append({"card": CARD, "point": point, "statement": statement, "bar": bar, "value": value})
-            found[-1]["holds"] = bool(value <= bar)
+            claim.at_most(point, statement, bar, value)
         value = min(min(m["values"]) for name, m in table.items() if name.startswith("se_mirror/"))
-        statement = "smallest difference of a mirror image with SE(d) frames, at least"
-        found.append({"card": CARD, "point": "1", "statement": statement, "bar": 1e-3, "value": value})
-        found[-1]["holds"] = bool(value >= 1e-3)
-    return found
+        claim.at_least("1", "smallest difference of a mirror image with SE(d) frames", 1e-3, value)
+    return claim.found

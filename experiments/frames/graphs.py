@@ -21,7 +21,6 @@ Command: `python -m experiments frames.graphs cpu --seeds 0 1 2`. Numbers reache
 
 import dataclasses
 import functools
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +40,9 @@ from equivariant_jax.frames import (
     laplacian_frames,
     node_identifiers,
 )
+from experiments.claims import Claims
+from experiments.runs import make_folder, write_metrics
+from experiments.tables import each_variant, markdown
 
 __all__ = ["CARD", "PRESETS", "Config", "atlas", "claims", "colour_refinement", "embed", "run", "tables"]
 
@@ -206,8 +208,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `relabel_defect`, `wl_pairs`, `wl_pairs_separated`, `gin_wl_pairs_separated`,
       `undistinguished`, `gin_undistinguished`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     found = read_graph6(config.graph6) if config.graph6 else atlas(config.nodes)
     graphs = np.stack([g for g in found if len(g) == config.nodes]).astype(np.float32)
     key, key_plain, key_order = jax.random.split(jax.random.key(config.seed), 3)
@@ -252,8 +253,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         "key_gap": float(np.asarray(frames.gap)[kept].min()),
         "key_noise": float(np.asarray(frames.noise)[kept].max()),
     }
-    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -265,26 +265,22 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found = []
-
-    def claim(statement: str, bar: float, value: float, holds: bool) -> None:
-        fields = {"card": CARD, "point": "3", "statement": statement, "bar": bar, "value": value}
-        found.append({**fields, "holds": bool(holds)})
-
+    claim = Claims(CARD)
     for table in metrics.values():
         graphs, law = (round(table[name]["values"][0]) for name in ("graphs", "law_graphs"))
         defect = max(table["relabel_defect"]["values"])
-        claim(f"largest change under relabelling, {law} of {graphs} graphs, at most", 1e-5, defect, defect <= 1e-5)
+        claim.at_most("3", f"largest change under relabelling, {law} of {graphs} graphs", 1e-5, defect)
         pairs, separated = table["wl_pairs"]["values"][0], min(table["wl_pairs_separated"]["values"])
-        claim("pairs beyond 1-WL told apart by FA-GIN+ID, all of them", pairs, separated, separated == pairs)
+        statement = "pairs beyond 1-WL told apart by FA-GIN+ID, all of them"
+        claim.add("3", statement, pairs, separated, holds=separated == pairs)
         plain = max(table["gin_wl_pairs_separated"]["values"])
-        claim("pairs beyond 1-WL told apart by plain GIN, none", 0.0, plain, plain == 0)
+        claim.add("3", "pairs beyond 1-WL told apart by plain GIN, none", 0.0, plain, holds=plain == 0)
         known = {(853, 7): 17, (11_117, 8): 312}
         for (number, nodes), expected in known.items():
             if graphs == number:
-                text = f"pairs of connected graphs with {nodes} nodes that 1-WL cannot tell apart, equal"
-                claim(text, expected, pairs, pairs == expected)
-    return found
+                statement = f"pairs of connected graphs with {nodes} nodes that 1-WL cannot tell apart, equal"
+                claim.add("3", statement, expected, pairs, holds=pairs == expected)
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -300,16 +296,14 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         "nodes", "graphs", "largest frame", "change under relabelling", "pairs beyond 1-WL", "told apart",
         "by GIN alone", "pairs of all not told apart", "by GIN alone", "seeds",
     )  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for result in found.values():
-        for table in result["metrics"].values():
-            values = {name: m["values"] for name, m in table.items()}
-            cells = (
-                str(result["config"]["nodes"]), f"{values['graphs'][0]:,.0f}", f"{values['largest_frame'][0]:,.0f}",
-                f"{max(values['relabel_defect']):.1g}", f"{values['wl_pairs'][0]:.0f}",
-                f"{min(values['wl_pairs_separated']):.0f}", f"{max(values['gin_wl_pairs_separated']):.0f}",
-                f"{max(values['undistinguished']):.0f}", f"{max(values['gin_undistinguished']):,.0f}",
-                str(len(result["seeds"])),
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"frames.graphs": "\n".join(lines)}
+    rows = []
+    for result, _, table in each_variant(found):
+        values = {name: m["values"] for name, m in table.items()}
+        rows.append((
+            str(result["config"]["nodes"]), f"{values['graphs'][0]:,.0f}", f"{values['largest_frame'][0]:,.0f}",
+            f"{max(values['relabel_defect']):.1g}", f"{values['wl_pairs'][0]:.0f}",
+            f"{min(values['wl_pairs_separated']):.0f}", f"{max(values['gin_wl_pairs_separated']):.0f}",
+            f"{max(values['undistinguished']):.0f}", f"{max(values['gin_undistinguished']):,.0f}",
+            str(len(result["seeds"])),
+        ))  # fmt: skip
+    return {"frames.graphs": markdown(heads, rows)}

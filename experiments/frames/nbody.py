@@ -20,8 +20,6 @@ in `experiments/results`, written by the run.
 """
 
 import dataclasses
-import functools
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,12 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from equivariant_jax import training
-from equivariant_jax.core.groups import Orthogonal
 from equivariant_jax.core.typing import Array, PRNGKey, PyTree
-from equivariant_jax.data import ArraySource, make_pipeline
-from equivariant_jax.data.simulators import ChargedTask, charged_particles_splits
+from equivariant_jax.data import make_pipeline
+from equivariant_jax.data.simulators import ChargedTask
 from equivariant_jax.frames import MPNNConfig, fa_gnn_apply, mpnn_apply, mpnn_init
+from experiments import charged_particles
+from experiments.claims import Claims
 from experiments.flow.best_epoch import BestEpoch
+from experiments.frames.poses import turned
+from experiments.runs import device_mesh, make_folder, train, whole_set, write_metrics
+from experiments.tables import cell, runs_table
 
 __all__ = ["CARD", "POINTS", "PRESETS", "VARIANTS", "Config", "claims", "predict", "run", "tables"]
 
@@ -139,18 +141,12 @@ def predict(params: PyTree, config: Config, positions: Array, velocities: Array,
     return centre + mpnn_apply(params, jnp.concatenate([x, velocities], axis=-1), edges, network)
 
 
-def _turned(key: PRNGKey, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Moves each system `[batch, n, 3]` of all arrays by its own random orthogonal matrix."""
-    turns = jax.vmap(Orthogonal(3).sample)(jax.random.split(key, arrays[0].shape[0])).astype(arrays[0].dtype)
-    return tuple(jnp.einsum("bni,bji->bnj", a, turns) for a in arrays)
-
-
 def _loss(config: Config):
     def loss_fn(params, batch, *, key, model_state):
         del model_state
         x, v, y = batch["positions"], batch["velocities"], batch["targets"]
         if key is not None and config.augment:
-            x, v, y = _turned(key, (x, v, y))
+            x, v, y = turned(key, x, v, y)
         chosen = key if config.train_frames == "one" else None
         predicted = predict(params, config, x, v, batch["charges"], chosen)
         return training.LossOutput({"mse": training.Mean.of((predicted - y) ** 2, batch.get("mask"))})
@@ -158,26 +154,11 @@ def _loss(config: Config):
     return loss_fn
 
 
-def _source(task: ChargedTask) -> ArraySource:
-    return ArraySource({name: np.asarray(value, np.float32) for name, value in task._asdict().items()})
-
-
-def _linear_mse(train: ChargedTask, test: ChargedTask) -> float:
-    moved = train.targets - train.positions
-    time = np.sum(moved * train.velocities) / np.sum(train.velocities**2)
-    return float(np.mean((test.positions + time * test.velocities - test.targets) ** 2))
-
-
-@functools.cache
-def _splits(train: int, validation: int, test: int, seed: int) -> dict[str, ChargedTask]:
-    return charged_particles_splits(train, validation, test, seed=seed)
-
-
 def _rotation_defect(params: PyTree, config: Config, task: ChargedTask, key: PRNGKey) -> float:
     """Mean distance between a moved system's prediction and the moved prediction."""
     x, v, q = (jnp.asarray(a[:100], jnp.float32) for a in (task.positions, task.velocities, task.charges))
     run = jax.jit(lambda x, v: predict(params, config, x, v, q))
-    turned_x, turned_v, expected = _turned(key, (x, v, run(x, v)))
+    turned_x, turned_v, expected = turned(key, x, v, run(x, v))
     return float(jnp.mean(jnp.linalg.norm(run(turned_x, turned_v) - expected, axis=-1)))
 
 
@@ -201,11 +182,10 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `test_mse`, `validation_mse` (the best), `linear_mse`, `rotation_defect`,
       `step_milliseconds` (median), `parameters`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    splits = _splits(config.train_size, config.validation_size, config.test_size, config.data_seed)
+    workdir = make_folder(workdir)
+    splits = charged_particles.splits(config.train_size, config.validation_size, config.test_size, config.data_seed)
+    sources = {name: charged_particles.source(task) for name, task in splits.items()}
     network = MPNNConfig(width=config.width, depth=config.depth)
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
     per_epoch = config.train_size // config.batch_size
     steps = config.epochs * per_epoch
     optimizer = training.make_optimizer(
@@ -215,29 +195,16 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     )
     key_params, key_state, key_turn = jax.random.split(jax.random.key(config.seed), 3)
 
-    def make_state(key_params, key_state):
-        return training.TrainState.create(mpnn_init(key_params, network), optimizer, key=key_state)
-
     loss_fn = _loss(config)
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    step = training.make_train_step(loss_fn, optimizer, mesh=mesh)
-    measure = training.make_eval_step(loss_fn, mesh=mesh)
-    source = _source(splits["train"])
-    batches = make_pipeline(source, batch_size=config.batch_size, seed=config.seed, prefetch=2)
-
-    def whole(split):
-        source = _source(splits[split])
-        return lambda: make_pipeline(
-            source, batch_size=config.batch_size, shuffle=False, num_epochs=1, drop_remainder=False, mask_key="mask",
-            prefetch=0,
-        )  # fmt: skip
-
+    measure = training.make_eval_step(loss_fn, mesh=device_mesh())
+    batches = make_pipeline(sources["train"], batch_size=config.batch_size, seed=config.seed, prefetch=2)
     best = BestEpoch("mse")
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
+    result, trained, step, _ = train(
+        lambda key: (mpnn_init(key, network), None),
+        loss_fn,
+        optimizer,
         batches,
+        keys=(key_params, key_state),
         num_steps=steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -247,33 +214,24 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             resume=config.resume,
             monitor="mse",
         ),
-        evaluate=training.evaluator(measure, whole("validation")),
+        evaluate=training.evaluator(measure, whole_set(sources["validation"], config.batch_size)),
         on_evaluation=best,
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
     )
-    seconds = time.perf_counter() - started
     kept = best.of(result, workdir, checkpoints=config.checkpoint_every is not None)
     metrics = {
-        "test_mse": training.evaluator(measure, whole("test"))(kept)["mse"],
+        "test_mse": training.evaluator(measure, whole_set(sources["test"], config.batch_size))(kept)["mse"],
         "validation_mse": float(result.best_value if result.best_value is not None else np.nan),
         "train_mse": float(result.train.get("mse", np.nan)),
-        "linear_mse": _linear_mse(splits["train"], splits["test"]),
+        "linear_mse": charged_particles.linear_mse(splits["train"], splits["test"]),
         "rotation_defect": _rotation_defect(kept.params, config, splits["test"], key_turn),
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(kept.params))),
         "epochs": float(config.epochs),
-        "train_seconds": seconds,
-        "skipped_updates": float(result.skipped),
+        **{name: trained[name] for name in ("parameters", "train_seconds", "skipped_updates")},
     }
-    one = next(iter(make_pipeline(source, batch_size=config.batch_size, seed=config.seed, prefetch=0)))
+    one = next(iter(make_pipeline(sources["train"], batch_size=config.batch_size, seed=config.seed, prefetch=0)))
     # Last: it gives the state's memory away.
     metrics["step_milliseconds"] = _step_milliseconds(step, result.state, one, config.timed_steps)
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
-
-
-def _claim(point: str, statement: str, bar: float, value: float, holds: bool) -> dict[str, Any]:
-    return {"card": CARD, "point": point, "statement": statement, "bar": bar, "value": value, "holds": bool(holds)}
+    return write_metrics(workdir, metrics)
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -286,33 +244,30 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run. The published
       number is compared with runs of at least 10,000 epochs only.
     """
-    found = []
+    claim = Claims(CARD)
     table = metrics.get("fa_gnn", {})
     if table:
         ours = table["test_mse"]
         ratio = max(ours["values"]) / table["linear_mse"]["mean"]
-        statement = "n-body: test MSE of fa_gnn, worst seed, over the linear model's, at most"
-        found.append(_claim("4", statement, 0.17, ratio, ratio <= 0.17))
+        claim.at_most("4", "n-body: test MSE of fa_gnn, worst seed, over the linear model's", 0.17, ratio)
         if min(table["epochs"]["values"]) >= 10_000:
-            found.append(_claim("4", "test MSE after 10,000 epochs, at most", 6e-3, ours["mean"], ours["mean"] <= 6e-3))
+            claim.at_most("4", "test MSE after 10,000 epochs", 6e-3, ours["mean"])
         for other in ("no_frames", "augmented"):
             if other in metrics:
                 ratio = max(ours["values"]) / min(metrics[other]["test_mse"]["values"])
-                statement = f"n-body: test MSE of fa_gnn, worst seed, over {other}, best seed, at equal steps, below"
-                found.append(_claim("4", statement, 1.0, ratio, ratio < 1.0))
+                statement = f"n-body: test MSE of fa_gnn, worst seed, over {other}, best seed, at equal steps"
+                claim.below("4", statement, 1.0, ratio)
     if "short" in metrics and "full_frames" in metrics:
         one, every = metrics["short"], metrics["full_frames"]
         times = zip(one["step_milliseconds"]["values"], every["step_milliseconds"]["values"], strict=True)
-        ratio = max(a / b for a, b in times)
-        statement = "time of a training step with one random element over that with all eight, worst seed, at most"
-        found.append(_claim("5", statement, 0.25, ratio, ratio <= 0.25))
-        ratio = one["test_mse"]["mean"] / every["test_mse"]["mean"]
+        statement = "time of a training step with one random element over that with all eight, worst seed"
+        claim.at_most("5", statement, 0.25, max(a / b for a, b in times))
         statement = (
             "test MSE with all frames after training with one random element, over that after training with all, "
-            "equal epochs, at most"
+            "equal epochs"
         )
-        found.append(_claim("5", statement, 1.3, ratio, ratio <= 1.3))
-    return found
+        claim.at_most("5", statement, 1.3, one["test_mse"]["mean"] / every["test_mse"]["mean"])
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -324,20 +279,10 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
+    heads = ("model", "epochs", "test MSE · 1e-3", "linear model · 1e-3", "changes when turned")
 
-    def cell(table: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
-        values = scale * np.asarray(table[name]["values"])
-        spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-        return f"{values.mean():.{digits}f}{spread}"
+    def cells(_, variant, table):
+        errors = cell(table, "test_mse", ".2f", factor=1e3), f"{1e3 * table['linear_mse']['mean']:.1f}"
+        return variant, f"{table['epochs']['mean']:.0f}", *errors, f"{max(table['rotation_defect']['values']):.1g}"
 
-    heads = ("model", "epochs", "test MSE · 1e-3", "linear model · 1e-3", "changes when turned", "seeds", "training")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            cells = (
-                variant, f"{table['epochs']['mean']:.0f}", cell(table, "test_mse", 1e3, 2),
-                f"{1e3 * table['linear_mse']['mean']:.1f}", f"{max(table['rotation_defect']['values']):.1g}",
-                str(len(result["seeds"])), f"{table['train_seconds']['mean'] / 60:.1f} min",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"frames.nbody": "\n".join(lines)}
+    return {"frames.nbody": runs_table(found, heads, cells)}

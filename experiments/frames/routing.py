@@ -18,8 +18,6 @@ stand in `experiments/results`, written by the run.
 
 import dataclasses
 import functools
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +32,7 @@ from equivariant_jax.core.typing import Array, PRNGKey
 from equivariant_jax.data.generated import GeneratedBatches
 from equivariant_jax.data.routing import optimal_tour, tour_length, two_opt
 from equivariant_jax.frames import distance_coordinates
+from experiments.claims import Claims
 from experiments.frames.attention_model import (
     AttentionModelConfig,
     attention_model_init,
@@ -41,6 +40,9 @@ from experiments.frames.attention_model import (
     encode,
     lengths,
 )
+from experiments.results import seed_values
+from experiments.runs import make_folder, train, write_metrics
+from experiments.tables import cell, runs_table
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "random_similarity", "run", "tables"]
 
@@ -144,8 +146,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       of the first two), `ratio` and `worst_ratio` (of lengths, moved to unmoved: mean, and largest distance from one),
       the same in float64, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     model = AttentionModelConfig(config.width, config.heads, config.depth, config.hidden)
     key_params, key_state, key_data = jax.random.split(jax.random.key(config.seed), 3)
     optimizer = training.make_optimizer(
@@ -153,7 +154,6 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             learning_rate=config.learning_rate, schedule="cosine", total_steps=config.steps, clip_norm=config.clip_norm
         )
     )
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
 
     def seen(x: Array) -> Array:
         return x if config.inputs == "raw" else distance_coordinates(x, stop_gradient=True)[0]
@@ -188,14 +188,11 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             {"statistics": statistics, "baseline": after, "count": count},
         )
 
-    def make_state(key_params, key_state):
-        params, statistics = attention_model_init(key_params, model)
+    def init(key):
+        params, statistics = attention_model_init(key, model)
         copied = jax.tree.map(jnp.array, (params, statistics))
-        state = {"statistics": statistics, "baseline": copied, "count": jnp.zeros((), jnp.int32)}
-        return training.TrainState.create(params, optimizer, key=key_state, model_state=state)
+        return params, {"statistics": statistics, "baseline": copied, "count": jnp.zeros((), jnp.int32)}
 
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    step = training.make_train_step(loss_fn, optimizer, mesh=mesh)
     points, best, excess = _reference(config.data_seed, config.test_size, config.num_points)
     solve = jax.jit(greedy)
 
@@ -211,11 +208,12 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     key_pose = jax.random.key(config.data_seed)
     shape = (config.batch_size // jax.process_count(), config.num_points, 2)
     draw = jax.jit(lambda key: {"points": jax.random.uniform(key, shape)})
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
+    result, trained, *_ = train(
+        init,
+        loss_fn,
+        optimizer,
         GeneratedBatches(draw, key_data),
+        keys=(key_params, key_state),
         num_steps=config.steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -225,7 +223,6 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         evaluate=lambda state: {"gap": gap(tours(state, single))},
         experiment=dataclasses.asdict(config),
     )  # fmt: skip
-    seconds = time.perf_counter() - started
     unmoved = tours(result.state, single)
     moved = tours(result.state, random_similarity(key_pose, single))
     metrics = {
@@ -233,10 +230,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         "rotated_gap": gap(tours(result.state, _rotated(key_pose, single))),
         "moved_gap": gap(moved),
         "two_opt_excess": excess,
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(result.state.params))),
-        "steps": float(result.step),
-        "train_seconds": seconds,
-        "skipped_updates": float(result.skipped),
+        **trained,
     }
     metrics["rotation_cost"] = metrics["rotated_gap"] - metrics["gap"]
     metrics |= _ratios("", points, unmoved, moved)
@@ -246,9 +240,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         metrics |= _ratios("_float64", points, tours(result.state, double), tours(result.state, turned))
     if config.inputs == "canonical":
         metrics |= _all_signs(result.state, model, single, points, best)
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 def _ratios(name: str, points: np.ndarray, unmoved: np.ndarray, moved: np.ndarray) -> dict[str, float]:
@@ -285,30 +277,20 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run.
     """
-    found: list[dict[str, Any]] = []
-
-    def values(variant: str, name: str) -> np.ndarray:
-        return np.asarray(metrics[variant][name]["values"], float)
-
-    def claim(statement: str, bar: float, value: float, holds: bool) -> None:
-        value = float(value)
-        found.append(
-            {"card": CARD, "point": 5, "statement": statement, "bar": bar, "value": value, "holds": bool(holds)}
-        )
-
+    claim = Claims(CARD)
     if "canonical" in metrics:
-        worst = np.abs(values("canonical", "ratio") - 1).max()
-        claim("distance coordinates: mean tour length ratio minus 1, worst seed, at most", 1e-5, worst, worst <= 1e-5)
-        worst = values("canonical", "worst_ratio").max()
-        claim("distance coordinates: the same of every instance, at most", 1e-5, worst, worst <= 1e-5)
-        worst = values("canonical", "worst_ratio_float64").max()
-        claim("distance coordinates: every instance, in float64, at most", 1e-5, worst, worst <= 1e-5)
+        ours = metrics["canonical"]
+        worst = np.abs(seed_values(ours, "ratio") - 1).max()
+        claim.at_most(5, "distance coordinates: mean tour length ratio minus 1, worst seed", 1e-5, worst)
+        worst = seed_values(ours, "worst_ratio").max()
+        claim.at_most(5, "distance coordinates: the same of every instance", 1e-5, worst)
+        worst = seed_values(ours, "worst_ratio_float64").max()
+        claim.at_most(5, "distance coordinates: every instance, in float64", 1e-5, worst)
     if "raw" in metrics:
-        cost = values("raw", "rotation_cost")
-        mean, least = cost.mean(), cost.min()
-        claim("raw points: mean gap, rotated minus unrotated, mean over seeds, at least", 0.005, mean, mean >= 0.005)
-        claim("raw points: mean gap, rotated minus unrotated, worst seed, at least", 0.005, least, least >= 0.005)
-    return found
+        cost = seed_values(metrics["raw"], "rotation_cost")
+        claim.at_least(5, "raw points: mean gap, rotated minus unrotated, mean over seeds", 0.005, cost.mean())
+        claim.at_least(5, "raw points: mean gap, rotated minus unrotated, worst seed", 0.005, cost.min())
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -320,24 +302,11 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
+    heads = ("input", "gap %", "rotated %", "moved %", "best of signs %", "tours changed %", "parameters")
+    names = ("gap", "rotated_gap", "moved_gap", "best_of_signs_gap", "changed")
 
-    def cell(table: Mapping[str, Any], name: str) -> str:
-        if name not in table:
-            return "-"
-        values = 100 * np.asarray(table[name]["values"], float)
-        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        return f"{values.mean():.2f}{spread}"
+    def cells(_, variant, table):
+        gaps = (cell(table, name, ".2f", factor=100) for name in names)
+        return variant, *gaps, f"{table['parameters']['mean']:.0f}"
 
-    lines = [
-        "| input | gap % | rotated % | moved % | best of signs % | tours changed % | parameters | seeds | training |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            names = ("gap", "rotated_gap", "moved_gap", "best_of_signs_gap", "changed")
-            cells = (
-                variant, *(cell(table, name) for name in names), f"{table['parameters']['mean']:.0f}",
-                str(len(result["seeds"])), f"{np.mean(table['train_seconds']['values']) / 60:.1f} min",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"frames.routing": "\n".join(lines)}
+    return {"frames.routing": runs_table(found, heads, cells)}

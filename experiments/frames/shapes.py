@@ -19,8 +19,6 @@ stand in `experiments/results`, written by the run.
 """
 
 import dataclasses
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,15 +30,18 @@ import numpy as np
 from equivariant_jax import training
 from equivariant_jax.core.groups import SpecialOrthogonal
 from equivariant_jax.core.typing import Array, PRNGKey
-from equivariant_jax.data.generated import GeneratedBatches
 from equivariant_jax.data.meshes import modelnet40
 from equivariant_jax.data.shapes import SHAPE_CLASSES, procedural_shapes
 from equivariant_jax.frames import distance_coordinates
+from experiments.claims import Claims
 from experiments.frames.cloud_classifier import (
     CloudClassifierConfig,
     cloud_classifier_apply,
     cloud_classifier_init,
 )
+from experiments.results import seed_values
+from experiments.runs import cross_entropy, make_folder, random_batches, train, write_metrics
+from experiments.tables import cell, runs_table
 
 __all__ = [
     "CARD",
@@ -218,14 +219,12 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `aligned_accuracy`, `rotated_accuracy`, `moved_accuracy`, `gap`, `outside_fraction`, the
       `jitter_*` numbers (for distance coordinates; NaN if no sign was flipped), `parameters`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     data, network = _data(config), _network(config)
     key_params, key_state, key_data = jax.random.split(jax.random.key(config.seed), 3)
     optimizer = training.make_optimizer(
         training.OptimizerConfig(learning_rate=config.learning_rate, schedule="cosine", total_steps=config.steps)
     )
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
 
     def logits(params, statistics, points, signs: Policy, key=None):
         """Logits `[batch, classes]`; training if there is a key."""
@@ -243,15 +242,8 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         key_move, key_rest = jax.random.split(key)
         points = _rotated(key_move, batch["points"]) if config.augment else batch["points"]
         found, after = logits(params, model_state, points, config.signs, key_rest)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(found), batch["label"][:, None], axis=-1)[:, 0]
-        return training.LossOutput({"cross_entropy": training.Mean.of(-chosen)}, {}, after)
+        return training.LossOutput({"cross_entropy": training.Mean.of(cross_entropy(found, batch["label"]))}, {}, after)
 
-    def make_state(key_params, key_state):
-        params, statistics = cloud_classifier_init(key_params, network)
-        return training.TrainState.create(params, optimizer, key=key_state, model_state=statistics)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    step = training.make_train_step(loss_fn, optimizer, mesh=mesh)
     apply = jax.jit(
         lambda state, points, signs: logits(state.params, state.model_state, points, signs)[0], static_argnums=2
     )
@@ -270,16 +262,12 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             for name in ("aligned", "moved")
         }
 
-    @jax.jit
-    def choose(key, points, labels):
-        chosen = jax.random.choice(key, points.shape[0], (config.batch_size // jax.process_count(),), replace=False)
-        return {"points": points[chosen], "label": labels[chosen]}
-
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
-        GeneratedBatches(lambda key: choose(key, *data["train"]), key_data),
+    result, trained, *_ = train(
+        lambda key: cloud_classifier_init(key, network),
+        loss_fn,
+        optimizer,
+        random_batches({"points": data["train"][0], "label": data["train"][1]}, config.batch_size, key_data),
+        keys=(key_params, key_state),
         num_steps=config.steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -289,7 +277,6 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         evaluate=evaluate,
         experiment=dataclasses.asdict(config),
     )  # fmt: skip
-    seconds = time.perf_counter() - started
     found = {name: all_logits(result.state, clouds) for name, clouds in tests.items()}
     metrics = {f"{name}_accuracy": float(np.mean(found[name].argmax(-1) == labels)) for name in tests}
     scale = np.abs(found["aligned"]).max()
@@ -299,15 +286,10 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         "gap": metrics["aligned_accuracy"] - metrics["moved_accuracy"],
         "logits_change_median": float(np.median(np.abs(found["moved"] - found["aligned"]).max(-1)) / scale),
         "outside_fraction": float(1 - well.mean()),
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(result.state.params))),
-        "steps": float(result.step),
-        "train_seconds": seconds,
-        "skipped_updates": float(result.skipped),
+        **trained,
     }
     metrics |= _continuity(config, np.asarray(points), lambda x, signs: all_logits(result.state, x, signs))
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 def _continuity(config: Config, points: np.ndarray, apply) -> dict[str, float]:
@@ -351,43 +333,30 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run.
     """
-    found: list[dict[str, Any]] = []
-
-    def values(variant: str, name: str) -> np.ndarray:
-        return np.asarray(metrics[variant][name]["values"], float)
-
-    def claim(point: int, statement: str, bar: float, value: float, holds: bool) -> None:
-        value = float(value)
-        found.append(
-            {"card": CARD, "point": point, "statement": statement, "bar": bar, "value": value, "holds": bool(holds)}
-        )
-
+    claim = Claims(CARD)
     if "raw" in metrics:
-        worst = values("raw", "moved_accuracy").max()
-        claim(3, "raw points: accuracy on moved clouds, worst seed, at most", 0.5, worst, worst <= 0.5)
-        worst = values("raw", "rotated_accuracy").max()
-        claim(3, "raw points: accuracy on clouds that are only rotated, worst seed, at most", 0.5, worst, worst <= 0.5)
+        raw = metrics["raw"]
+        statement = "raw points: accuracy on moved clouds, worst seed"
+        claim.at_most(3, statement, 0.5, seed_values(raw, "moved_accuracy").max())
+        statement = "raw points: accuracy on clouds that are only rotated, worst seed"
+        claim.at_most(3, statement, 0.5, seed_values(raw, "rotated_accuracy").max())
     for variant in ("canonical", "average", "random"):
         if variant not in metrics:
             continue
-        worst = np.abs(values(variant, "gap")).max()
-        claim(3, f"{variant}: aligned minus moved accuracy, worst seed, at most", 0.02, worst, worst <= 0.02)
-        least = values(variant, "moved_accuracy").min()
-        claim(3, f"{variant}: accuracy on moved clouds, worst seed, at least", 0.85, least, least >= 0.85)
+        worst = np.abs(seed_values(metrics[variant], "gap")).max()
+        claim.at_most(3, f"{variant}: aligned minus moved accuracy, worst seed", 0.02, worst)
+        least = seed_values(metrics[variant], "moved_accuracy").min()
+        claim.at_least(3, f"{variant}: accuracy on moved clouds, worst seed", 0.85, least)
     for variant in ("canonical", "average"):
         if variant not in metrics:
             continue
-        least = values(variant, "jitter_canonical").min()
-        claim(
-            4, f"network of {variant}: a jitter of 1e-3 that flips a sign changes canonical logits, worst seed, above",
-            0.1, least, least > 0.1,
-        )  # fmt: skip
-        worst = values(variant, "jitter_average").max()
-        claim(
-            4, f"network of {variant}: the same jitter changes averaged logits, worst seed, below", 0.01, worst,
-            worst < 0.01,
-        )  # fmt: skip
-    return found
+        least = seed_values(metrics[variant], "jitter_canonical").min()
+        statement = f"network of {variant}: a jitter of 1e-3 that flips a sign changes canonical logits, worst seed"
+        claim.above(4, statement, 0.1, least)
+        worst = seed_values(metrics[variant], "jitter_average").max()
+        statement = f"network of {variant}: the same jitter changes averaged logits, worst seed"
+        claim.below(4, statement, 0.01, worst)
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -399,22 +368,11 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
+    heads = ("input", "upright %", "rotated %", "moved %", "parameters")
+    names = ("aligned_accuracy", "rotated_accuracy", "moved_accuracy")
 
-    def cell(table: Mapping[str, Any], name: str) -> str:
-        values = 100 * np.asarray(table[name]["values"], float)
-        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        return f"{values.mean():.1f}{spread}"
+    def cells(_, variant, table):
+        accuracies = (cell(table, name, ".1f", factor=100) for name in names)
+        return variant, *accuracies, f"{table['parameters']['mean']:.0f}"
 
-    lines = [
-        "| input | upright % | rotated % | moved % | parameters | seeds | training |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            names = ("aligned_accuracy", "rotated_accuracy", "moved_accuracy")
-            cells = (
-                variant, *(cell(table, name) for name in names), f"{table['parameters']['mean']:.0f}",
-                str(len(result["seeds"])), f"{np.mean(table['train_seconds']['values']) / 60:.1f} min",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"frames.shapes": "\n".join(lines)}
+    return {"frames.shapes": runs_table(found, heads, cells)}

@@ -18,9 +18,7 @@ stand in `experiments/results`, written by the run.
 """
 
 import dataclasses
-import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -34,9 +32,12 @@ from equivariant_jax import lie, training
 from equivariant_jax.core.typing import Array, PRNGKey
 from equivariant_jax.data.affine import AffineRanges, affine_mnist, affnist
 from equivariant_jax.data.flowing import half_scale
-from equivariant_jax.data.generated import GeneratedBatches
 from equivariant_jax.data.images import mnist, small_digits
+from experiments.claims import Claims
 from experiments.lie.plain_network import PlainConfig, plain_apply, plain_init
+from experiments.results import seed_values
+from experiments.runs import cross_entropy, make_folder, random_batches, train, write_metrics
+from experiments.tables import cell, runs_table
 
 __all__ = [
     "CARD",
@@ -359,8 +360,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `upright_accuracy`, `affine_accuracy`, `gap`, the accuracy under each transformation alone,
       `parameters`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     data = _data(config)
     key_params, key_samples, key_state, key_data = jax.random.split(jax.random.key(config.seed), 4)
     fixed = draw_samples(key_samples, config)
@@ -370,19 +370,11 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     )
     if config.l2:
         optimizer = optax.chain(optax.add_decayed_weights(config.l2), optimizer)
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
 
     def loss_fn(params, batch, *, key, model_state):
         found, after = logits(params, model_state, _scaled(batch["image"], config), key)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(found), batch["label"][:, None], axis=-1)[:, 0]
-        return training.LossOutput({"cross_entropy": training.Mean.of(-chosen)}, {}, after)
+        return training.LossOutput({"cross_entropy": training.Mean.of(cross_entropy(found, batch["label"]))}, {}, after)
 
-    def make_state(key_params, key_state):
-        params, statistics = init(key_params)
-        return training.TrainState.create(params, optimizer, key=key_state, model_state=statistics)
-
-    state = training.init_sharded(make_state, mesh, (), key_params, key_state)
-    step = training.make_train_step(loss_fn, optimizer, mesh=mesh)
     sets = jax.random.split(jax.random.fold_in(key_samples, 1), max(config.passes, config.resamples))
     drawn = jax.vmap(lambda k: draw_samples(k, config))(sets)
     fresh = config.draw != "fixed" and config.model == "affine"
@@ -408,16 +400,12 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
     def evaluate(state) -> dict[str, float]:
         return {f"{name}_accuracy": accuracy(state, name) for name in ("upright", "affine")}
 
-    @jax.jit
-    def choose(key, images, labels):
-        chosen = jax.random.choice(key, images.shape[0], (config.batch_size // jax.process_count(),), replace=False)
-        return {"image": images[chosen], "label": labels[chosen]}
-
-    started = time.perf_counter()
-    result = training.fit(
-        step,
-        state,
-        GeneratedBatches(lambda key: choose(key, *data["train"]), key_data),
+    result, trained, *_ = train(
+        init,
+        loss_fn,
+        optimizer,
+        random_batches({"image": data["train"][0], "label": data["train"][1]}, config.batch_size, key_data),
+        keys=(key_params, key_state),
         num_steps=config.steps,
         workdir=workdir,
         config=training.LoopConfig(
@@ -427,22 +415,16 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
         evaluate=evaluate,
         experiment=dataclasses.asdict(config),
     )  # fmt: skip
-    seconds = time.perf_counter() - started
     metrics = {f"{name}_accuracy": accuracy(result.state, name) for name in data if name != "train"}
     metrics |= {
         "gap": metrics["upright_accuracy"] - metrics["affine_accuracy"],
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(result.state.params))),
-        "steps": float(result.step),
-        "train_seconds": seconds,
-        "skipped_updates": float(result.skipped),
+        **trained,
     }
     if fresh:
         one = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], drawn) for i in range(config.resamples)]
         single = np.asarray([accuracy(result.state, "affine", part) for part in one])
         metrics |= {"affine_accuracy_single_pass": float(single.mean()), "single_pass_std": float(single.std(ddof=1))}
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    return write_metrics(workdir, metrics)
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -454,32 +436,23 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run.
     """
-    found: list[dict[str, Any]] = []
+    claim = Claims(CARD)
+    if "affine" not in metrics:
+        return claim.found
 
     def mean(variant: str, name: str) -> float:
-        return float(np.mean(metrics[variant][name]["values"]))
+        return seed_values(metrics[variant], name).mean()
 
-    def claim(statement: str, bar: float, value: float, holds: bool) -> None:
-        found.append(
-            {"card": CARD, "point": 5, "statement": statement, "bar": bar, "value": value, "holds": bool(holds)}
-        )
-
-    if "affine" not in metrics:
-        return found
     for other in ("cnn", "official"):
         if other in metrics:
             gain = mean("affine", "affine_accuracy") - mean(other, "affine_accuracy")
-            claim(f"accuracy under affine maps minus that of {other}, mean over seeds, above", 0.0, gain, gain > 0)
-    gap = mean("affine", "gap")
-    claim("upright minus affine accuracy, mean over seeds, at most", 0.1, gap, gap <= 0.1)
+            claim.above(5, f"accuracy under affine maps minus that of {other}, mean over seeds", 0.0, gain)
+    claim.at_most(5, "upright minus affine accuracy, mean over seeds", 0.1, mean("affine", "gap"))
     if "cnn" in metrics:
         gain = mean("affine", "affine_accuracy") - mean("cnn", "affine_accuracy")
-        claim(
-            "stretch: accuracy under affine maps minus that of cnn, mean over seeds, at least", 0.05, gain, gain >= 0.05
-        )
-    seconds = mean("affine", "train_seconds")
-    claim("seconds of training, mean over seeds, at most", 600.0, seconds, seconds <= 600)
-    return found
+        claim.at_least(5, "stretch: accuracy under affine maps minus that of cnn, mean over seeds", 0.05, gain)
+    claim.at_most(5, "seconds of training, mean over seeds", 600.0, mean("affine", "train_seconds"))
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -491,26 +464,17 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
+    heads = (
+        "variant", "parameters", "upright %", "affine %", "one pass %", "gap", "rotated", "sheared", "scaled",
+        "shifted",
+    )  # fmt: skip
+    names = (
+        "upright_accuracy", "affine_accuracy", "affine_accuracy_single_pass", "gap", "rotated_accuracy",
+        "sheared_accuracy", "scaled_accuracy", "shifted_accuracy",
+    )  # fmt: skip
 
-    def cell(table: Mapping[str, Any], name: str) -> str:
-        if name not in table:
-            return "-"
-        values = 100 * np.asarray(table[name]["values"])
-        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        return f"{values.mean():.1f}{spread}"
+    def cells(_, variant, table):
+        accuracies = (cell(table, name, ".1f", factor=100) for name in names)
+        return variant, f"{table['parameters']['mean']:.0f}", *accuracies
 
-    lines = [
-        "| variant | parameters | upright % | affine % | one pass % | gap | rotated | sheared | scaled | shifted "
-        "| seeds | training |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            names = ("upright_accuracy", "affine_accuracy", "affine_accuracy_single_pass", "gap")
-            kinds = tuple(f"{name}_accuracy" for name in ("rotated", "sheared", "scaled", "shifted"))
-            cells = (
-                variant, f"{table['parameters']['mean']:.0f}", *(cell(table, name) for name in (*names, *kinds)),
-                str(len(result["seeds"])), f"{np.mean(table['train_seconds']['values']) / 60:.1f} min",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"lie.affine_mnist": "\n".join(lines)}
+    return {"lie.affine_mnist": runs_table(found, heads, cells)}

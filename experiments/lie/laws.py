@@ -26,7 +26,10 @@ import numpy as np
 
 from equivariant_jax import lie
 from equivariant_jax.core.typing import Array
+from experiments.claims import Claims
 from experiments.lie.quadrature import SHIFTS, bump, iwasawa_integral, polar_integral
+from experiments.results import seed_values
+from experiments.tables import markdown
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "blobs", "claims", "elements", "lifting_error", "run", "tables"]
 
@@ -291,58 +294,47 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found: list[dict[str, Any]] = []
-
-    def at_most(point: int, statement: str, bar: float, value: float) -> None:
-        found.append({"card": CARD, "point": point, "statement": f"{statement}, at most", "bar": bar,
-                      "value": float(value), "holds": bool(value <= bar)})  # fmt: skip
-
-    def at_least(point: int, statement: str, bar: float, value: float) -> None:
-        found.append({"card": CARD, "point": point, "statement": f"{statement}, at least", "bar": bar,
-                      "value": float(value), "holds": bool(value >= bar)})  # fmt: skip
-
+    claim = Claims(CARD)
     for group, table in metrics.items():
-        worst = {name: float(np.max(value["values"])) for name, value in table.items()}
-        least = {name: float(np.min(value["values"])) for name, value in table.items()}
+        worst = {name: seed_values(table, name).max() for name in table}
+        least = {name: seed_values(table, name).min() for name in table}
         for n in (2, 3):
             for dtype, bar in _DTYPES.items():
-                at_most(
-                    1,
-                    f"{group}: error of exp(X) exp(Theta), n = {n}, {dtype}",
-                    bar,
-                    worst[f"coordinates/n={n}/{dtype}"],
-                )
-                at_least(1, f"{group}: gradients finite at degenerate matrices, n = {n}, {dtype}", 1.0,
-                         least[f"finite_gradients/n={n}/{dtype}"])  # fmt: skip
-        at_least(1, f"{group}: share of Gaussian matrices without a real logarithm, all of them covered", 0.2,
-                 least["no_real_logarithm"])  # fmt: skip
+                case = f"n = {n}, {dtype}"
+                error = worst[f"coordinates/n={n}/{dtype}"]
+                claim.at_most(1, f"{group}: error of exp(X) exp(Theta), {case}", bar, error)
+                finite = least[f"finite_gradients/n={n}/{dtype}"]
+                claim.at_least(1, f"{group}: gradients finite at degenerate matrices, {case}", 1.0, finite)
+        statement = f"{group}: share of Gaussian matrices without a real logarithm, all of them covered"
+        claim.at_least(1, statement, 0.2, least["no_real_logarithm"])
         moves = [name for name in SHIFTS if name != "identity"]
         change = max(worst[f"haar/quadrature/{name}"] for name in moves)
-        at_most(2, f"{group}: change of a Haar integral when its function is moved", 1e-8, change)
+        claim.at_most(2, f"{group}: change of a Haar integral when its function is moved", 1e-8, change)
         for name, bar in (("shear", 0.01), ("stretch", 0.05)):
-            at_least(2, f"{group}: the same without weights, {name}", bar, least[f"haar/unweighted/{name}"])
+            claim.at_least(2, f"{group}: the same without weights, {name}", bar, least[f"haar/unweighted/{name}"])
         if "haar/polar_over_iwasawa_spread" in worst:
             spread = worst["haar/polar_over_iwasawa_spread"]
-            at_most(2, f"{group}: spread over functions of polar over Iwasawa integrals", 1e-6, spread)
+            claim.at_most(2, f"{group}: spread over functions of polar over Iwasawa integrals", 1e-6, spread)
         for method in _METHODS:
-            name = f"haar/monte_carlo/{method}"
-            at_most(2, f"{group}: {method} weighted sums, function against moved function, standard errors", 4.0,
-                    worst[f"{name}/weighted"])  # fmt: skip
-            at_least(2, f"{group}: {method} plain sums, function against moved function, standard errors", 4.0,
-                     least[f"{name}/unweighted"])  # fmt: skip
+            name, what = f"haar/monte_carlo/{method}", "function against moved function, standard errors"
+            claim.at_most(2, f"{group}: {method} weighted sums, {what}", 4.0, worst[f"{name}/weighted"])
+            claim.at_least(2, f"{group}: {method} plain sums, {what}", 4.0, least[f"{name}/unweighted"])
         text = f"{group}: error of the lifting's law on analytic images, 17 samples per unit box"
-        at_most(3, f"{text}, box [-2, 2]^2", 0.01, worst["lifting/wide"])
-        at_most(3, f"{text}, box as large as the largest stretch", 0.01, worst["lifting/fitted"])
-        at_most(3, f"{text.replace('17', '33')}, box as large as the largest stretch", 0.01, worst["lifting/dense"])
-        at_least(3, f"{group}: error on the published grid over that on 17 samples, large box", 2.0,
-                 least["lifting/published"] / worst["lifting/fitted"])  # fmt: skip
-        at_least(4, f"{group}: slope of the error in the number of random samples", -0.6, least["slope/random"])
-        at_most(4, f"{group}: slope of the error in the number of random samples", -0.4, worst["slope/random"])
+        claim.at_most(3, f"{text}, box [-2, 2]^2", 0.01, worst["lifting/wide"])
+        claim.at_most(3, f"{text}, box as large as the largest stretch", 0.01, worst["lifting/fitted"])
+        text = text.replace("17", "33")
+        claim.at_most(3, f"{text}, box as large as the largest stretch", 0.01, worst["lifting/dense"])
+        ratio = least["lifting/published"] / worst["lifting/fitted"]
+        claim.at_least(3, f"{group}: error on the published grid over that on 17 samples, large box", 2.0, ratio)
+        statement = f"{group}: slope of the error in the number of random samples"
+        claim.at_least(4, statement, -0.6, least["slope/random"])
+        claim.at_most(4, statement, -0.4, worst["slope/random"])
         last = max(name for name in table if name.startswith("error/random/")).rpartition("/")[2]
         for method in ("quasi", "stratified"):
-            ratio = np.asarray(table[f"error/{method}/{last}"]["values"]) / table[f"error/random/{last}"]["values"]
-            at_most(4, f"{group}: error of {method} samples over random ones, {int(last)} samples", 1.0, ratio.max())
-    return found
+            ratio = seed_values(table, f"error/{method}/{last}") / seed_values(table, f"error/random/{last}")
+            statement = f"{group}: error of {method} samples over random ones, {int(last)} samples"
+            claim.at_most(4, statement, 1.0, ratio.max())
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -374,15 +366,17 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         "lifting, 17 samples per unit box, box as large as the largest stretch": "lifting/fitted",
         "lifting, 33 samples per unit box, box as large as the largest stretch": "lifting/dense",
     }
-    head = ["| relative error, worst seed | " + " | ".join(groups) + " |", "|---|" + "---|" * len(groups)]
-    laws = [*head, *(f"| {text} | " + " | ".join(worst(name)) + " |" for text, name in rows.items())]
+    laws = markdown(("relative error, worst seed", *groups), ((text, *worst(name)) for text, name in rows.items()))
     sizes = sorted({name.rpartition("/")[2] for name in next(iter(groups.values())) if name.startswith("error/")})
-    error = ["| group | samples drawn | " + " | ".join(f"S = {int(s)}" for s in sizes) + " | slope |",
-             "|---|---|" + "---|" * (len(sizes) + 1)]  # fmt: skip
-    for group, table in groups.items():
-        for method in _METHODS:
-            cells = [f"{table[f'error/{method}/{s}']['mean']:.2g}" for s in sizes]
-            error.append(
-                f"| {group} | {method} | " + " | ".join([*cells, f"{table[f'slope/{method}']['mean']:.2f}"]) + " |"
+    error = markdown(
+        ("group", "samples drawn", *(f"S = {int(s)}" for s in sizes), "slope"),
+        (
+            (
+                group, method, *(f"{table[f'error/{method}/{s}']['mean']:.2g}" for s in sizes),
+                f"{table[f'slope/{method}']['mean']:.2f}",
             )
-    return {"lie.laws": "\n".join(laws), "lie.laws.samples": "\n".join(error)}
+            for group, table in groups.items()
+            for method in _METHODS
+        ),
+    )  # fmt: skip
+    return {"lie.laws": laws, "lie.laws.samples": error}

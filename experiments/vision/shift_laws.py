@@ -34,6 +34,9 @@ from equivariant_jax.vision import (
     shift_vit_init,
     window_attention,
 )
+from experiments.claims import Claims
+from experiments.results import seed_values
+from experiments.tables import markdown
 
 __all__ = ["CARD", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "run", "tables"]
 
@@ -211,64 +214,35 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`.
     """
-    found: list[dict[str, Any]] = []
-
-    def claim(point: int, statement: str, bar: float, value: float, holds: bool) -> None:
-        found.append({"card": CARD, "point": point, "statement": statement, "bar": bar, "value": float(value),
-                      "holds": bool(holds)})  # fmt: skip
-
+    claim = Claims(CARD)
     for variant, table in metrics.items():
-        least = {name: float(np.min(value["values"])) for name, value in table.items()}
-        worst = {name: float(np.max(value["values"])) for name, value in table.items()}
+        least = {name: seed_values(table, name).min() for name in table}
+        worst = {name: seed_values(table, name).max() for name in table}
         if variant == next(iter(metrics)):
             for name in ("maps", "unit_tokens"):
                 share = min(least[f"anchor/{name}/exact/stride_{s}"] for s in _STRIDES)
                 text = f"share of all shifts where anchored {name} differ by whole strides, bit by bit, strides 2 to 7"
-                claim(1, text, 1.0, share, share == 1)
+                claim.add(1, text, 1.0, share, holds=share == 1)
             error = max(worst[f"gradient_error/stride_{s}"] for s in _STRIDES)
-            claim(
-                1,
-                "gradient of the anchor against that of the rolled gather, largest error, at most",
-                1e-6,
-                error,
-                error <= 1e-6,
-            )
+            text = "gradient of the anchor against that of the rolled gather, largest error"
+            claim.at_most(1, text, 1e-6, error)
             share = least["map_moves/framed"]
-            claim(3, "share of all shifts under which framed window attention moves with its image, bit by bit", 1.0,
-                  share, share == 1)  # fmt: skip
-            bare = worst["map_moves/bare"]
-            claim(3, "the same without the frame, below", 0.5, bare, bare < 0.5)
-        change = worst["change/input"]
-        claim(
-            2,
-            f"{variant}, random: largest relative change of a logit under shifts, at most",
-            1e-5,
-            change,
-            change <= 1e-5,
-        )
+            text = "share of all shifts under which framed window attention moves with its image, bit by bit"
+            claim.add(3, text, 1.0, share, holds=share == 1)
+            claim.below(3, "the same without the frame", 0.5, worst["map_moves/bare"])
+        text = f"{variant}, random: largest relative change of a logit under shifts"
+        claim.at_most(2, text, 1e-5, worst["change/input"])
         for name in ("exact", "projection"):
-            change = worst[f"change/layers_{name}"]
-            claim(
-                2,
-                f"{variant}, random, anchored before each strided layer by `{name}`, at most",
-                1e-5,
-                change,
-                change <= 1e-5,
-            )
-        ordinary = least["change/ordinary"]
-        claim(2, f"{variant}, random: the same without anchors, at least", 0.01, ordinary, ordinary >= 0.01)
+            text = f"{variant}, random, anchored before each strided layer by `{name}`"
+            claim.at_most(2, text, 1e-5, worst[f"change/layers_{name}"])
+        claim.at_least(2, f"{variant}, random: the same without anchors", 0.01, least["change/ordinary"])
         low = least["consistency_bfloat16"]
-        claim(2, f"{variant}, random: consistency in bfloat16", 1.0, low, low == 1)
+        claim.add(2, f"{variant}, random: consistency in bfloat16", 1.0, low, holds=low == 1)
         if variant == "twins":
             change = worst["change/layers_norm"]
-            claim(
-                2,
-                "twins, random: the published criterion fails on unit tokens, change at least",
-                1e-3,
-                change,
-                change >= 1e-3,
-            )
-    return found
+            text = "twins, random: the published criterion fails on unit tokens, change at least"
+            claim.add(2, text, 1e-3, change, holds=change >= 1e-3)
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -289,9 +263,12 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         "no anchor": "ordinary",
     }  # fmt: skip
     head = ("random network, largest relative change of a logit", *columns, "same label, bfloat16")
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(columns) + 1)]
-    for variant, table in result["metrics"].items():
-        cells = [f"{np.max(table[f'change/{name}']['values']):.1e}" for name in columns.values()]
-        low = f"{100 * np.min(table['consistency_bfloat16']['values']):.1f} %"
-        lines.append("| " + " | ".join((variant, *cells, low)) + " |")
-    return {"vision.shift_laws": "\n".join(lines)}
+    rows = (
+        (
+            variant,
+            *(f"{seed_values(table, f'change/{name}').max():.1e}" for name in columns.values()),
+            f"{100 * seed_values(table, 'consistency_bfloat16').min():.1f} %",
+        )
+        for variant, table in result["metrics"].items()
+    )
+    return {"vision.shift_laws": markdown(head, rows)}

@@ -15,8 +15,6 @@ time stand in `experiments/results`, written by the run.
 """
 
 import dataclasses
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +25,6 @@ import numpy as np
 
 from equivariant_jax import training
 from equivariant_jax.core.typing import Array
-from equivariant_jax.data.generated import GeneratedBatches
 from equivariant_jax.data.images import mnist, small_digits
 from equivariant_jax.vision import (
     PyramidConfig,
@@ -37,6 +34,11 @@ from equivariant_jax.vision import (
     shift_vit_apply,
     shift_vit_init,
 )
+from experiments.claims import Claims
+from experiments.pictures import draw_curve, picture
+from experiments.results import seed_curve, seed_values
+from experiments.runs import cross_entropy, make_folder, random_batches, train, write_metrics
+from experiments.tables import cell, runs_table
 
 __all__ = ["CARD", "POINTS", "PRESETS", "VARIANTS", "Config", "claims", "network_config", "plots", "run", "tables"]
 
@@ -234,8 +236,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
       Flat dict of floats: `test_accuracy`, `shifted_accuracy`, `consistency`, `largest_change` of a logit relative to
       the largest, `consistency_bfloat16` (1,000 images), `filled_accuracy`, `parameters`, and so on.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_folder(workdir)
     network, data = network_config(config), _images(config)
     images, labels = data["train"]
     steps = max(1, config.epochs * len(labels) // config.batch_size)
@@ -246,43 +247,27 @@ def run(config: Config, workdir: str | Path) -> dict[str, float]:
             schedule="warmup_cosine", total_steps=steps, warmup_steps=int(config.warmup * steps),
         )
     )  # fmt: skip
-    mesh = training.make_mesh() if jax.device_count() > 1 else None
 
     def loss_fn(params, batch, *, key, model_state):
         logits = shift_vit_apply(params, batch["image"], network, key=key)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=-1)[:, 0]
         right = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(logits.dtype)
-        terms = {"cross_entropy": training.Mean.of(-chosen)}
+        terms = {"cross_entropy": training.Mean.of(cross_entropy(logits, batch["label"]))}
         return training.LossOutput(terms, {"accuracy": training.Mean.of(right)}, model_state)
 
-    def make_state(key_params, key_state):
-        return training.TrainState.create(shift_vit_init(key_params, network), optimizer, key=key_state)
-
-    @jax.jit
-    def choose(key, images, labels):
-        chosen = jax.random.choice(key, images.shape[0], (config.batch_size // jax.process_count(),), replace=False)
-        return {"image": images[chosen], "label": labels[chosen]}
-
-    started = time.perf_counter()
-    result = training.fit(
-        training.make_train_step(loss_fn, optimizer, mesh=mesh),
-        training.init_sharded(make_state, mesh, (), key_params, key_state),
-        GeneratedBatches(lambda key: choose(key, images, labels), key_data),
+    result, trained, *_ = train(
+        lambda key: (shift_vit_init(key, network), None),
+        loss_fn,
+        optimizer,
+        random_batches({"image": images, "label": labels}, config.batch_size, key_data),
+        keys=(key_params, key_state),
         num_steps=steps,
         workdir=workdir,
         config=training.LoopConfig(log_every=min(50, steps), eval_every=None, checkpoint_every=None),
         experiment={**dataclasses.asdict(config), "network": dataclasses.asdict(network)},
     )
-    seconds = time.perf_counter() - started
-    params = result.state.params
-    metrics = _test(params, *data["test"], config) | {
-        "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(params))),
-        "steps": float(result.step),
-        "train_seconds": seconds,
-    }
-    if jax.process_index() == 0:
-        (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
-    return metrics
+    metrics = _test(result.state.params, *data["test"], config)
+    metrics |= {name: trained[name] for name in ("parameters", "steps", "train_seconds")}
+    return write_metrics(workdir, metrics)
 
 
 def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -294,50 +279,27 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
     Returns:
       Dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`; only for variants that were run.
     """
-    found: list[dict[str, Any]] = []
-
-    def values(variant: str, name: str) -> np.ndarray:
-        return np.asarray(metrics[variant][name]["values"])
-
-    def claim(point: int, statement: str, bar: float, value: float, holds: bool) -> None:
-        found.append(
-            {"card": CARD, "point": point, "statement": statement, "bar": bar, "value": float(value),
-             "holds": bool(holds)}
-        )  # fmt: skip
-
+    claim = Claims(CARD)
     for name in ("poly", "poly_twins"):
         if name not in metrics:
             continue
-        worst = values(name, "largest_change").max()
-        claim(
-            2, f"{name}, trained: largest relative change of a logit under shifts, at most", 1e-5, worst, worst <= 1e-5
-        )
-        low = values(name, "consistency_bfloat16").min()
-        claim(2, f"{name}, trained: consistency in bfloat16, 1,000 images, every seed", 1.0, low, low == 1.0)
+        worst = seed_values(metrics[name], "largest_change").max()
+        claim.at_most(2, f"{name}, trained: largest relative change of a logit under shifts", 1e-5, worst)
+        low = seed_values(metrics[name], "consistency_bfloat16").min()
+        claim.add(2, f"{name}, trained: consistency in bfloat16, 1,000 images, every seed", 1.0, low, holds=low == 1.0)
     for ours, theirs in (("poly", "plain"), ("poly_twins", "plain_twins")):
         if ours not in metrics or theirs not in metrics:
             continue
-        same = values(ours, "consistency").min()
-        claim(4, f"{ours}: consistency under circular shifts, every seed", 1.0, same, same == 1.0)
-        plain = values(theirs, "consistency").mean()
-        claim(4, f"{theirs}: consistency under circular shifts, mean over seeds, below", 0.95, plain, plain < 0.95)
-        lost = values(theirs, "test_accuracy").mean() - values(ours, "test_accuracy").mean()
-        claim(
-            4,
-            f"accuracy on centred digits, {theirs} minus {ours}, mean over seeds, at most",
-            0.005,
-            lost,
-            lost <= 0.005,
-        )
-        gain = values(ours, "shifted_accuracy").mean() - values(theirs, "shifted_accuracy").mean()
-        claim(
-            4,
-            f"accuracy under circular shifts, {ours} minus {theirs}, mean over seeds, at least",
-            0.2,
-            gain,
-            gain >= 0.2,
-        )
-    return found
+        own, other = metrics[ours], metrics[theirs]
+        same = seed_values(own, "consistency").min()
+        claim.add(4, f"{ours}: consistency under circular shifts, every seed", 1.0, same, holds=same == 1.0)
+        plain = seed_values(other, "consistency").mean()
+        claim.below(4, f"{theirs}: consistency under circular shifts, mean over seeds", 0.95, plain)
+        lost = seed_values(other, "test_accuracy").mean() - seed_values(own, "test_accuracy").mean()
+        claim.at_most(4, f"accuracy on centred digits, {theirs} minus {ours}, mean over seeds", 0.005, lost)
+        gain = seed_values(own, "shifted_accuracy").mean() - seed_values(other, "shifted_accuracy").mean()
+        claim.at_least(4, f"accuracy under circular shifts, {ours} minus {theirs}, mean over seeds", 0.2, gain)
+    return claim.found
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -349,27 +311,18 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     Returns:
       README marker -> Markdown.
     """
+    heads = (
+        "variant", "parameters", "centred %", "shifted %", "consistency %", "largest change of a logit",
+        "zeros behind %",
+    )  # fmt: skip
+    names = ("test_accuracy", "shifted_accuracy", "consistency", "filled_accuracy")
 
-    def cell(table: Mapping[str, Any], name: str) -> str:
-        values = 100 * np.asarray(table[name]["values"])
-        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        return f"{values.mean():.1f}{spread}"
+    def cells(_, variant, table):
+        *shares, filled = (cell(table, name, ".1f", factor=100) for name in names)
+        change = f"{seed_values(table, 'largest_change').max():.1g}"
+        return variant, f"{table['parameters']['mean']:.0f}", *shares, change, filled
 
-    lines = [
-        "| variant | parameters | centred % | shifted % | consistency % | largest change of a logit | zeros behind % "
-        "| seeds | training |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in found.values():
-        for variant, table in result["metrics"].items():
-            cells = (
-                variant, f"{table['parameters']['mean']:.0f}",
-                *(cell(table, name) for name in ("test_accuracy", "shifted_accuracy", "consistency")),
-                f"{np.max(table['largest_change']['values']):.1g}", cell(table, "filled_accuracy"),
-                str(len(result["seeds"])), f"{np.mean(table['train_seconds']['values']) / 60:.1f} min",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
-    return {"vision.shifted_digits": "\n".join(lines)}
+    return {"vision.shifted_digits": runs_table(found, heads, cells)}
 
 
 def plots(found: Mapping[str, Any], folder: Path) -> None:
@@ -382,22 +335,9 @@ def plots(found: Mapping[str, Any], folder: Path) -> None:
     result = found.get("vision.shifted_digits.cpu")
     if result is None:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "equivariant_jax"
-    figure, axis = plt.subplots(figsize=(6, 2.8))
-    for variant, table in result["metrics"].items():
-        names = sorted(name for name in table if name.startswith("accuracy_at/"))
-        shifts = [int(name.rpartition("/")[2]) for name in names]
-        values = 100 * np.asarray([table[name]["values"] for name in names])
-        axis.plot(shifts, values.mean(1), marker="o", markersize=3, label=variant)
-        axis.fill_between(shifts, values.min(1), values.max(1), alpha=0.15)
-    axis.set(xlabel="circular shift along the diagonal (pixels)", ylabel="accuracy (%)")
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(folder / "vision.shifted_digits.svg", metadata={"Date": None})
-    plt.close(figure)
+    with picture(folder / "vision.shifted_digits.svg", (6, 2.8)) as axis:
+        for variant, table in result["metrics"].items():
+            shifts, values = seed_curve(table, "accuracy_at/")
+            draw_curve(axis, shifts, 100 * values, marker="o", markersize=3, label=variant)
+        axis.set(xlabel="circular shift along the diagonal (pixels)", ylabel="accuracy (%)")
+        axis.legend(frameon=False, fontsize=8)

@@ -11,7 +11,7 @@ from equivariant_jax.data.catalysts import write_catalysts
 from equivariant_jax.euclidean.equiformer import equiformer_init
 from experiments.euclidean import catalysts
 from experiments.euclidean.catalysts_sets import SurfaceConfig, load_catalysts, make_surfaces, nearest_neighbours
-from experiments.euclidean.graph_training import count_parameters
+from experiments.runs import count_parameters
 
 SURFACES = SurfaceConfig(
     metals=("Cu", "Pd", "Pt"), adsorbates=("O", "CO"), held_out=(("Cu", "Pt"),), train_size=16, validation_size=4,

@@ -11,8 +11,9 @@ import pytest
 
 from equivariant_jax.data.graph6 import graph6_line
 from equivariant_jax.frames import gin_init, mpnn_init
+from experiments import charged_particles
 from experiments.benchmarks import frames as benchmark
-from experiments.frames import exactness, graphs, nbody, normals, normals_sets
+from experiments.frames import exactness, graphs, nbody, normals, normals_sets, poses
 
 
 def _table(**values):
@@ -39,7 +40,7 @@ def test_a_short_nbody_run_measures_what_it_says(tmp_path):
 def test_nbody_without_frames_is_another_function_of_the_pose(key):
     config = dataclasses.replace(NBODY, model="plain")
     params = mpnn_init(key, nbody.MPNNConfig(width=config.width, depth=config.depth))
-    task = nbody._splits(40, 20, 20, 43)["test"]
+    task = charged_particles.splits(40, 20, 20, 43)["test"]
     assert nbody._rotation_defect(params, config, task, key) > 1e-2
     assert nbody._rotation_defect(params, NBODY, task, key) < 1e-4
 
@@ -160,7 +161,7 @@ def test_estimates_of_normals_turn_with_the_cloud(key):
     params, statistics = normals.pointnet_init(key, normals.network_config(config))
     x, _ = normals_sets.solids(2, 24, 5)
     run = jax.jit(lambda x: normals.estimate(params, statistics, x, config)[0])
-    turned, want = normals._turned(key, jnp.asarray(x), run(jnp.asarray(x)))
+    turned, want = poses.turned(key, jnp.asarray(x), run(jnp.asarray(x)))
     np.testing.assert_allclose(run(turned), want, atol=1e-3)
 
 
