@@ -98,10 +98,11 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     )  # fmt: skip
     forms = (".3g", ".1g")
 
-    def cells(_, variant, table):
-        kind = _kind(table)
+    def cells(result, variant, table):
+        kind, seed = _kind(table), result["config"]["data_seed"]
         return (
-            kind, variant, f"{table['parameters']['mean']:.0f}", cell(table, "ade", *forms), cell(table, "fde", *forms),
+            f"{kind}, simulator's seed {seed}" if seed else kind, variant, f"{table['parameters']['mean']:.0f}",
+            cell(table, "ade", *forms), cell(table, "fde", *forms),
             f"{table['cv_ade']['mean']:.3g}/{table['cv_fde']['mean']:.3g}", cell(table, "rotated_ade", *forms),
             cell(table, "edge_accuracy", *forms, factor=100),
             "/".join(map(str, PUBLISHED[kind])) if kind in PUBLISHED and variant == "eqmotion" else "-",
