@@ -21,6 +21,7 @@ __all__ = [
     "RESULTS",
     "RUN",
     "check_claims",
+    "command_line",
     "dump",
     "environment",
     "finished_run",
@@ -205,7 +206,27 @@ def write(path: Path, content: Mapping[str, Any]) -> Path:
     Returns:
       The path.
     """
-    return dump(path, {**content, **environment(), "command": "python -m experiments " + " ".join(sys.argv[1:])})
+    return dump(path, {**content, **environment(), "command": command_line(sys.argv[1:])})
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Writes the command of a result, without the folder where its runs were kept, which nobody else has.
+
+    Args:
+      arguments: of `python -m experiments`.
+
+    Returns:
+      The command.
+
+    Example:
+      >>> command_line(["frames.nbody", "cpu", "--workdir", "/somewhere", "--save"])
+      'python -m experiments frames.nbody cpu --save'
+    """
+    kept = []
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        if before != "--workdir" and word != "--workdir" and not word.startswith("--workdir="):
+            kept.append(word)
+    return " ".join(("python -m experiments", *kept))
 
 
 def dump(path: Path, content: Mapping[str, Any]) -> Path:
