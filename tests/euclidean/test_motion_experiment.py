@@ -197,7 +197,10 @@ def test_claims_of_other_tasks(task, ade, points):
 
 def test_table():
     metrics = {"eqmotion": table(task=float(motion.TASKS.index("hotel")), ade=0.125, rotated_ade=0.125, **SHARED)}
-    text = motion.tables({"run": {"metrics": metrics, "seeds": [0, 1, 2]}})["euclidean.motion"]
+    result = {"metrics": metrics, "seeds": [0, 1, 2], "config": {"data_seed": 0}}
+    other = {**result, "config": {"data_seed": 1}}
+    text = motion.tables({"run": result, "other": other})["euclidean.motion"]
+    assert "| hotel, simulator's seed 1 | eqmotion" in text
     assert "| hotel | eqmotion | 10 | 0.125 ± 0 | 0.3 ± 0 | 0.5/1 | 0.125 ± 0 | - | 0.12/0.18 | 3 | 5.0 min |" in text
 
 

@@ -52,12 +52,14 @@ def test_nbody_published_settings_and_claims():
     for change in nbody.VARIANTS.values():
         dataclasses.replace(nbody.PRESETS["cpu"], **change)
     metrics = {
-        "fa_gnn": _table(test_mse=0.01, linear_mse=0.08, epochs=220.0),
+        "fa_gnn": _table(test_mse=0.01, linear_mse=0.08, epochs=220.0, train_seconds=80.0),
         "no_frames": _table(test_mse=0.02),
         "short": _table(test_mse=0.015, step_milliseconds=20.0),
-        "full_frames": _table(test_mse=0.01, step_milliseconds=90.0),
+        "full_frames": _table(test_mse=0.01, step_milliseconds=90.0, epochs=30.0, train_seconds=160.0),
     }
-    assert _holds(nbody.claims(metrics)) == [True, True, True, False]
+    assert _holds(nbody.claims(metrics)) == [True, True, True, False, True]
+    slower = metrics | {"fa_gnn": metrics["fa_gnn"] | _table(train_seconds=170.0)}
+    assert _holds(nbody.claims(slower)) == [True, True, True, False, False]
     assert not nbody.claims({"no_frames": metrics["no_frames"]})
     full = metrics["fa_gnn"] | _table(rotation_defect=1e-6, train_seconds=90.0)
     table = nbody.tables({"x": {"seeds": [0, 1, 2], "metrics": {"fa_gnn": full}}})["frames.nbody"]
@@ -162,7 +164,8 @@ def test_estimates_of_normals_turn_with_the_cloud(key):
     x, _ = normals_sets.solids(2, 24, 5)
     run = jax.jit(lambda x: normals.estimate(params, statistics, x, config)[0])
     turned, want = poses.turned(key, jnp.asarray(x), run(jnp.asarray(x)))
-    np.testing.assert_allclose(run(turned), want, atol=1e-3)
+    found = run(turned)
+    np.testing.assert_allclose(found * jnp.sign(jnp.sum(found * want, axis=-1, keepdims=True)), want, atol=1e-3)
 
 
 CUBE = """v 0 0 0
