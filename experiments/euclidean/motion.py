@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_interaction": {"model": "no_interaction"},
     # As many parameters as EqMotion with H = C = 32: 99,580 and 99,426 for four layers.
     "egnn": {"model": "egnn", "egnn_width": 48},
-    # As wide as published for this task.
+    # As wide as in EGNN's own task of charged particles.
     "egnn_wide": {"model": "egnn"},
     "mlp": {"model": "mlp"},
 }

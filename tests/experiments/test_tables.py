@@ -22,6 +22,7 @@ def test_cells_show_mean_and_sample_deviation():
     # Equal numbers have none, to the last digit; nor has one seed.
     assert tables.mean_and_spread([0.1, 0.1, 0.1], ".1g") == "0.1 ± 0"
     assert tables.mean_and_spread([float("nan"), 0.1], ".1f") == "nan ± nan"
+    assert np.isnan(results.summarise([{"mae": float("nan")}, {"mae": 0.1}])["mae"]["std"])
     assert tables.cell(results.summarise([{"mae": 0.1}]), "mae", ".1f") == "0.1"
 
 

@@ -168,6 +168,22 @@ def test_estimates_of_normals_turn_with_the_cloud(key):
     np.testing.assert_allclose(found * jnp.sign(jnp.sum(found * want, axis=-1, keepdims=True)), want, atol=1e-3)
 
 
+def test_estimates_of_opposite_signs_do_not_cancel(monkeypatch):
+    """The loss sees no sign, so a network may well say n in one frame and -n in the next."""
+    config = dataclasses.replace(normals.PRESETS["ci"], points=24)
+    x = jnp.asarray(normals_sets.solids(2, 24, 5)[0])
+    x = x - x.mean(axis=1, keepdims=True)
+
+    def apply(params, statistics, points, network, *, training):
+        signs = jnp.where(jnp.arange(points.shape[1]) % 2, -1.0, 1.0)[None, :, None, None]
+        return signs * points, statistics  # directions from the mean, which is zero
+
+    monkeypatch.setattr(normals, "pointnet_apply", apply)
+    found, _ = normals.estimate(None, None, x, config)
+    true = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    np.testing.assert_allclose(jnp.abs(jnp.sum(found * true, axis=-1)), 1.0, atol=1e-5)
+
+
 CUBE = """v 0 0 0
 v 1 0 0
 v 1 1 0
