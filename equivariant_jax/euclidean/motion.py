@@ -217,6 +217,8 @@ def motion_on_pairs(
       Predictions `[..., heads, agents, future, n]` and categories `[pair axes, categories]`.
     """
     dtype = positions.dtype
+    if pairs.empty:  # the differences and sums that interaction adds are of nothing
+        config = dataclasses.replace(config, interaction=False)
     origin = pairs.centre(pairs.real(positions))
     x = pairs.real(positions - origin)
     steps = x[..., 1:, :] - x[..., :-1, :]

@@ -24,6 +24,11 @@ __all__ = ["AllPairs", "EdgePairs", "Pairs"]
 class Pairs(Protocol):
     """Ordered pairs (i, j) of agents."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether shapes alone say that there is no pair, so that pairs need not be computed."""
+        ...
+
     def real(self, agents: Array) -> Array:
         """Sets to zero what stands at agents that are not there: `[agents axes, ...]` to the same shape."""
         ...
@@ -65,6 +70,11 @@ class AllPairs(NamedTuple):
         """Makes the pairs of the agents that are there, bool `[..., agents]`."""
         distinct = ~jnp.eye(mask.shape[-1], dtype=bool).reshape((1,) * (mask.ndim - 1) + (mask.shape[-1],) * 2)
         return cls(mask, (distinct & mask[..., :, None] & mask[..., None, :])[..., None])
+
+    @property
+    def empty(self) -> bool:
+        """See `Pairs`; of agents that are alone."""
+        return self.mask.shape[-1] < 2
 
     def real(self, agents: Array) -> Array:
         """See `Pairs`; `[..., agents, ...]` with as many leading axes as the mask has."""
@@ -115,6 +125,11 @@ class EdgePairs(NamedTuple):
     graph_of: Array
     num_graphs: int
     are_sorted: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """See `Pairs`; of graphs without edges."""
+        return len(self.senders) == 0
 
     def real(self, agents: Array) -> Array:
         """See `Pairs`; `[nodes, ...]`."""

@@ -240,7 +240,9 @@ def _batches(train: MotionSet, config: Config, key) -> Iterator[dict[str, Array]
     def choose(key, positions: Array, mask: Array, edges: Array | None):
         key_scene, key_start = jax.random.split(key)
         number = config.batch_size // jax.process_count()
-        chosen = jax.random.choice(key_scene, len(positions), (number,), replace=number > len(positions))
+        # Without replacement all scenes are sorted for each batch; among many a scene is hardly drawn twice.
+        replace = number > len(positions) or len(positions) > 10_000
+        chosen = jax.random.choice(key_scene, len(positions), (number,), replace=replace)
         first = jax.random.randint(key_start, (number,), 0, starts)
         cut = jax.vmap(lambda x, t: jax.lax.dynamic_slice_in_dim(x, t, frames, axis=1))(positions[chosen], first)
         return {"positions": cut, "mask": mask[chosen]} | ({} if edges is None else {"edges": edges[chosen]})

@@ -209,6 +209,20 @@ def test_padded_agents_change_nothing(x64):
     assert float(jnp.abs(y_padded[:, 5:]).max()) == 0
 
 
+def test_an_agent_alone_is_computed_without_pairs(x64):
+    params = init(jax.random.key(0), SMALL, dtype="float64")
+    x = scene()[:1]
+
+    def products(positions, mask=None):
+        return str(jax.make_jaxpr(lambda p: eqmotion_apply(p, positions, SMALL, mask))(params)).count("dot_general")
+
+    padded, mask = np.concatenate([x, np.ones_like(x)]), jnp.arange(2) < 1
+    alone, _ = apply(params, jnp.asarray(x), SMALL)
+    beside, _ = apply(params, jnp.asarray(padded), SMALL, mask)
+    np.testing.assert_allclose(alone, beside[:, :1], atol=1e-11)
+    assert products(jnp.asarray(x)) < products(jnp.asarray(padded), mask)
+
+
 @pytest.mark.parametrize("kind", ["at rest", "straight", "all at one place", "nobody"])
 def test_gradients_are_finite_where_norms_vanish(kind):
     params = init(jax.random.key(0), SMALL)
