@@ -11,6 +11,9 @@ springs are the better explanation, and the categories find them (accuracy of pa
 `balance` keeps one category from taking all. The published settings have neither. Not offered: the learnt token of each
 joint (Human3.6M), which is no function of the motion, and the weight decay of 1e-12.
 
+Of people: scaling the training scenes at random lowered the validation's error by 2 % and left that of the test where it
+was (one seed with ZARA2 left out, where the settings of `pedestrians` were chosen).
+
 Variants of one code, data and budget: `eqmotion`; `no_interaction`, which sees others through the common mean only;
 `egnn`, as a predictor of all future frames; `mlp`, all coordinates of a scene at once, without symmetry. Going on at
 the last velocity (`cv_ade`, `cv_fde`) is always measured beside them.
@@ -96,6 +99,7 @@ class Config:
       supervision: weight of the pairs' cross entropy in the loss; zero without.
       noise: standard deviation of noise on the known positions at the start of training, in the set's unit.
       noise_until: share of the steps after which the noise has fallen to zero, linearly.
+      stretch: in training each scene is scaled by a random factor, log-uniform between 1 / stretch and stretch.
       balance: weight of `log K - entropy` of the categories' mean over a batch, against one that takes all.
       steps: optimiser steps.
       batch_size: scenes per step.
@@ -142,6 +146,7 @@ class Config:
     supervision: float = 0.0
     noise: float = 0.05
     noise_until: float = 0.7
+    stretch: float = 1.0
     balance: float = 0.1
     steps: int = 3000
     batch_size: int = 32
@@ -176,7 +181,8 @@ PRESETS: dict[str, Config] = {
     "charged": Config(dataset="charged", layers=4, noise=0.0, balance=0.0),
     "pedestrians": Config(
         dataset="pedestrians", train_size=0, validation_size=0, test_size=0, orientation="as_is", past=8, future=12,
-        categories=4, heads=20, layers=3, scalars=32, channels=32, batch_size=100, steps=3000, noise=0.0, balance=0.0,
+        categories=4, heads=20, layers=3, scalars=64, channels=64, batch_size=100, steps=16_000, noise=0.0, balance=0.0,
+        stretch=1.3,
     ),
     "molecule": Config(
         dataset="molecule", train_size=0, validation_size=0, test_size=0, past=10, future=10,
@@ -245,6 +251,9 @@ def _batches(train: MotionSet, config: Config, key) -> Iterator[dict[str, Array]
         chosen = jax.random.choice(key_scene, len(positions), (number,), replace=replace)
         first = jax.random.randint(key_start, (number,), 0, starts)
         cut = jax.vmap(lambda x, t: jax.lax.dynamic_slice_in_dim(x, t, frames, axis=1))(positions[chosen], first)
+        if config.stretch > 1:
+            power = jax.random.uniform(jax.random.fold_in(key, 2), (number, 1, 1, 1), minval=-1.0)
+            cut = cut * config.stretch**power
         return {"positions": cut, "mask": mask[chosen]} | ({} if edges is None else {"edges": edges[chosen]})
 
     for number, batch in enumerate(GeneratedBatches(lambda key: choose(key, positions, mask, edges), key)):

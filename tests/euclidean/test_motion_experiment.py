@@ -135,6 +135,17 @@ def test_noise_falls_to_zero():
     np.testing.assert_allclose(levels, [1.0, 0.75, 0.5, 0.25, 0, 0])
 
 
+def test_stretched_scenes_are_scaled_and_nothing_else():
+    config = dataclasses.replace(TINY, stretch=1.5, first_starts=3)
+    train, key = springs()["train"], jax.random.key(3)
+    plain = np.asarray(next(motion._batches(train, dataclasses.replace(config, stretch=1.0), key))["positions"])
+    stretched = np.asarray(next(motion._batches(train, config, key))["positions"])
+    factor = stretched[:, :1, :1, :1] / plain[:, :1, :1, :1]
+    np.testing.assert_allclose(stretched, plain * factor, rtol=1e-5)
+    assert 1 / 1.5 <= factor.min() < 0.9
+    assert 1.1 < factor.max() <= 1.5
+
+
 def test_published_settings():
     shapes = jax.eval_shape(
         functools.partial(eqmotion_init, config=motion_models.motion_config(motion.PRESETS["paper_charged"])),
