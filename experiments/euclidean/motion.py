@@ -11,8 +11,8 @@ springs are the better explanation, and the categories find them (accuracy of pa
 `balance` keeps one category from taking all. The published settings have neither. Not offered: the learnt token of each
 joint (Human3.6M), which is no function of the motion, and the weight decay of 1e-12.
 
-Of people: scaling the training scenes at random lowered the validation's error by 2 % and left that of the test where it
-was (one seed with ZARA2 left out, where the settings of `pedestrians` were chosen).
+Of people: scaling the training scenes at random lowered the validation's error by 2 % and left that of the test where
+it was (one seed with ZARA2 left out, where the settings of `pedestrians` were chosen).
 
 Variants of one code, data and budget: `eqmotion`; `no_interaction`, which sees others through the common mean only;
 `egnn`, as a predictor of all future frames; `mlp`, all coordinates of a scene at once, without symmetry. Going on at

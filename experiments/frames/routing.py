@@ -80,14 +80,14 @@ class Config:
     heads: int = 4
     depth: int = 2
     hidden: int = 128
-    steps: int = 1000
+    steps: int = 3000
     batch_size: int = 128
     learning_rate: float = 1e-3
     clip_norm: float = 1.0
     challenge_every: int = 100
     challenge_size: int = 500
     test_size: int = 1000
-    eval_every: int = 500
+    eval_every: int = 1000
     data_seed: int = 0
     seed: int = 0
 
