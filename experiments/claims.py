@@ -14,7 +14,8 @@ class Claims:
       card: name of the system in `experiments.registry`.
 
     Attributes:
-      found: dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`, in the order of the calls.
+      found: dicts with `card`, `point`, `statement`, `bar`, `value`, `holds`, in the order of the calls; those that do
+        not hold also with `why`.
 
     Example:
       >>> claim = Claims("eqmotion")
@@ -27,7 +28,7 @@ class Claims:
         self._card = card
         self.found: list[dict[str, Any]] = []
 
-    def add(self, point: Any, statement: str, bar: float, value: float, *, holds: Any) -> None:
+    def add(self, point: Any, statement: str, bar: float, value: float, *, holds: Any, why: str = "") -> None:
         """Adds a claim.
 
         Args:
@@ -36,22 +37,23 @@ class Claims:
           bar: what the value is compared with.
           value: a number, or an array of shape `[]`.
           holds: whether the value meets the bar, a bool of Python or NumPy.
+          why: as far as is known, why it does not; kept only if it does not.
         """
         fields = {"card": self._card, "point": point, "statement": statement, "bar": bar, "value": float(value)}
-        self.found.append({**fields, "holds": bool(holds)})
+        self.found.append({**fields, "holds": bool(holds)} | ({} if holds or not why else {"why": why}))
 
-    def at_most(self, point: Any, statement: str, bar: float, value: float) -> None:
+    def at_most(self, point: Any, statement: str, bar: float, value: float, *, why: str = "") -> None:
         """Claims `value <= bar`; arguments as of `add`."""
-        self.add(point, f"{statement}, at most", bar, value, holds=value <= bar)
+        self.add(point, f"{statement}, at most", bar, value, holds=value <= bar, why=why)
 
-    def at_least(self, point: Any, statement: str, bar: float, value: float) -> None:
+    def at_least(self, point: Any, statement: str, bar: float, value: float, *, why: str = "") -> None:
         """Claims `value >= bar`; arguments as of `add`."""
-        self.add(point, f"{statement}, at least", bar, value, holds=value >= bar)
+        self.add(point, f"{statement}, at least", bar, value, holds=value >= bar, why=why)
 
-    def below(self, point: Any, statement: str, bar: float, value: float) -> None:
+    def below(self, point: Any, statement: str, bar: float, value: float, *, why: str = "") -> None:
         """Claims `value < bar`; arguments as of `add`."""
-        self.add(point, f"{statement}, below", bar, value, holds=value < bar)
+        self.add(point, f"{statement}, below", bar, value, holds=value < bar, why=why)
 
-    def above(self, point: Any, statement: str, bar: float, value: float) -> None:
+    def above(self, point: Any, statement: str, bar: float, value: float, *, why: str = "") -> None:
         """Claims `value > bar`; arguments as of `add`."""
-        self.add(point, f"{statement}, above", bar, value, holds=value > bar)
+        self.add(point, f"{statement}, above", bar, value, holds=value > bar, why=why)

@@ -11,7 +11,7 @@ from experiments import results
 from experiments.registry import SYSTEMS, System
 from experiments.tables import markdown
 
-__all__ = ["benchmark_table", "main", "print_claims", "refresh_claims", "systems_table", "update"]
+__all__ = ["benchmark_table", "main", "print_claims", "refresh_claims", "shortfalls_table", "systems_table", "update"]
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -60,6 +60,19 @@ def benchmark_table(found: Mapping[str, Any]) -> str:
             times = f"{row['ours_ms']:.3g}", peers, f"{row['compile_s']:.2g}"
             rows.append((benchmark, row["case"], *times, result["device"]["kind"]))
     return markdown(heads, rows)
+
+
+def shortfalls_table(found: Mapping[str, Any]) -> str:
+    """Every claim of the committed results that falls short, with the reason as far as it is known, as Markdown."""
+    names = {system.card: system.paper.partition(" (")[0] for system in SYSTEMS}
+    rows = [
+        (names[claim["card"]], claim["statement"], f"{claim['bar']:.3g}", f"{claim['value']:.3g}", claim.get("why", ""))
+        for result in found.values()
+        for claim in result.get("claims", [])
+        if not claim["holds"]
+    ]
+    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in sorted(rows)]
+    return markdown(("system", "claim", "bar", "reached", "why"), rows)
 
 
 def _claim_lines(found: Mapping[str, Any], card: str) -> list[str]:
@@ -167,7 +180,11 @@ def main(claims: str | None = None, *, check: bool = False) -> int:
             print(f"claims of {stem} evaluated anew")
     found = results.read_all()
     old = README.read_text()
-    tables = {"systems": systems_table(found), "benchmarks": benchmark_table(found)}
+    tables = {
+        "systems": systems_table(found),
+        "benchmarks": benchmark_table(found),
+        "shortfalls": shortfalls_table(found),
+    }
     for module, own in _modules(found):
         tables |= module.tables(own) if hasattr(module, "tables") else {}
     new = update(old, tables)

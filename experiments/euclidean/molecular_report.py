@@ -75,7 +75,8 @@ def _claim_products(claim: Claims, metrics: Mapping[str, Mapping[str, Mapping[st
             if all(name in table for name in names for table in (ours, theirs)):
                 worse = max(ratio(ours, name) for name in names)
                 statement = f"force error of {variant} on {split} over mace_cg's, MAE or RMSE, worse of the two"
-                claim.add(point, statement, 1.1, worse, holds=worse <= 1.1)
+                why = "one weight for each degree, Clebsch-Gordan products have one for each path (as gaunt_paths has)"
+                claim.add(point, statement, 1.1, worse, holds=worse <= 1.1, why=why)
         if "train_seconds" in ours and "train_seconds" in theirs:
             time = ratio(ours, "train_seconds")
             statement = f"training time of {variant} over mace_cg's (same steps; with compilation, validation)"
@@ -108,7 +109,8 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
             for quantity, unit, number in zip(("energy", "forces"), ("meV", "meV_A"), published, strict=True):
                 value = max(ours[f"{split}/{quantity}_rmse_{unit}"]["values"]) / number
                 statement = f"{quantity} RMSE of {variant} on {split}, worst seed, over published MACE's {number}"
-                claim.at_most("acetylacetone", statement, 1.0, value)
+                why = "minutes on a CPU with few channels; the error still falls with steps and channels"
+                claim.at_most("acetylacetone", statement, 1.0, value, why=why)
     _claim_products(claim, metrics)
     return claim.found
 

@@ -47,11 +47,14 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
             if variant in metrics and {"speed/+2", "speed/-2"} <= set(metrics[variant]):
                 value = _fast(metrics[variant]).mean() / seed_values(metrics[variant], "test_mse").mean()
                 compare = claim.at_least if variant == "grnn" else claim.at_most
-                compare(5, f"{variant}: MSE at the unseen speeds +-2 over in distribution", bar, value)
+                why = "the bar is of shifts; turning digits are hard for it at the speeds it knows already"
+                statement = f"{variant}: MSE at the unseen speeds +-2 over in distribution"
+                compare(5, statement, bar, value, why=why if variant == "grnn" else "")
         for variant, bar in (("fernn_2", 0.7), ("fernn_2_advance", 0.4)):
             if both(variant, "grnn"):
                 value = ratio(variant, "late_mse", "grnn")
-                claim.at_most(5, f"MSE of steps 13-18, trained on 6: {variant} over grnn", bar, value)
+                why = "few steps; seeds differ by more than is missing, see the table"
+                claim.at_most(5, f"MSE of steps 13-18, trained on 6: {variant} over grnn", bar, value, why=why)
     return claim.found
 
 

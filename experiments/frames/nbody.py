@@ -261,12 +261,16 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
         one, every = metrics["short"], metrics["full_frames"]
         times = zip(one["step_milliseconds"]["values"], every["step_milliseconds"]["values"], strict=True)
         statement = "time of a training step with one random element over that with all eight, worst seed"
-        claim.at_most("5", statement, 0.25, max(a / b for a, b in times))
+        share = max(a / b for a, b in times)
+        claim.at_most("5", statement, 0.25, share)
         statement = (
             "test MSE with all frames after training with one random element, over that after training with all, "
             "equal epochs"
         )
-        claim.at_most("5", statement, 1.3, one["test_mse"]["mean"] / every["test_mse"]["mean"])
+        why = (
+            f"its gradient is noisier; a step takes {share:.2f} of the time, and at equal time it is better: next claim"
+        )
+        claim.at_most("5", statement, 1.3, one["test_mse"]["mean"] / every["test_mse"]["mean"], why=why)
     if table and "full_frames" in metrics:
         every = metrics["full_frames"]
         took = table["train_seconds"]["mean"] / every["train_seconds"]["mean"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import results
+from experiments import report, results
 from experiments.claims import Claims
 
 
@@ -34,3 +34,25 @@ def test_claims_are_plain_and_in_order():
     ]  # fmt: skip
     assert [(type(c["bar"]), type(c["value"]), type(c["holds"])) for c in claim.found] == [(int, float, bool)] * 2
     assert Claims("card").found == []
+
+
+def test_reasons_are_kept_where_claims_fall_short_alone():
+    claim = Claims("card")
+    claim.at_most(1, "error", 1.0, 2.0, why="too few steps")
+    claim.at_most(1, "error", 1.0, 0.5, why="too few steps")
+    claim.at_least(1, "gain", 1.0, 0.5)
+    assert [c.get("why") for c in claim.found] == ["too few steps", None, None]
+
+
+def test_what_falls_short_is_listed_with_its_reason():
+    claim = Claims("tinvnn")
+    claim.at_most(1, "error |e|", 1.0, 2.0, why="rounding")
+    claim.at_most(1, "other error", 1.0, 0.5)
+    table = report.shortfalls_table({"result": {"claims": claim.found}})
+    assert table.splitlines()[2:] == ["| TinvNN | error \\|e\\|, at most | 1 | 2 | rounding |"]
+
+
+def test_committed_claims_that_fall_short_have_a_reason():
+    short = [c for result in results.read_all().values() for c in result.get("claims", []) if not c["holds"]]
+    assert short, "results are read"
+    assert [c["statement"] for c in short if not c.get("why")] == []
