@@ -133,6 +133,8 @@ def test_noise_falls_to_zero():
     batches = motion._batches(springs()["train"], config, jax.random.key(0))
     levels = [float(next(batches)["noise"][0]) for _ in range(6)]
     np.testing.assert_allclose(levels, [1.0, 0.75, 0.5, 0.25, 0, 0])
+    constant = motion._batches(springs()["train"], dataclasses.replace(config, noise_until=0.0), jax.random.key(0))
+    assert [float(next(constant)["noise"][0]) for _ in range(3)] == [1.0] * 3
 
 
 def test_stretched_scenes_are_scaled_and_nothing_else():
