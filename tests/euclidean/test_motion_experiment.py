@@ -173,7 +173,7 @@ def table(**values):
 
 
 SHARED = {"steps": 8000.0, "cv_ade": 0.5, "cv_fde": 1.0, "train_seconds": 300.0, "cpu_seconds": 240.0,
-          "parameters": 10.0, "train_scenes": 1000.0, "fde": 0.3}  # fmt: skip
+          "parameters": 10.0, "train_scenes": 1000.0, "fde": 0.3, "train_distance": 0.1}  # fmt: skip
 
 
 def test_claims_of_springs():
@@ -215,6 +215,20 @@ def test_table():
     text = motion.tables({"run": result, "other": other})["euclidean.motion"]
     assert "| hotel, simulator's seed 1 | eqmotion" in text
     assert "| hotel | eqmotion | 10 | 0.125 ± 0 | 0.3 ± 0 | 0.5/1 | 0.125 ± 0 | - | 0.12/0.18 | 3 | 5.0 min |" in text
+    assert "five scenes" not in text
+
+
+def test_the_mean_of_the_scenes_needs_all_five():
+    found = {}
+    for i, scene in enumerate(("eth", "hotel", "univ", "zara1", "zara2")):
+        metrics = {"eqmotion": table(task=float(motion.TASKS.index(scene)), ade=0.1 * i, rotated_ade=0.2, **SHARED)}
+        found[scene] = {"metrics": metrics, "seeds": [0, 1, 2], "config": {"data_seed": 0}}
+    last = motion.tables(found)["euclidean.motion"].splitlines()[-1]
+    assert last == (
+        "| mean of five scenes | eqmotion | - | 0.2 ± 0 | 0.3 ± 0 | 0.5/1 | 0.2 ± 0 | - | 0.21/0.35 | 3 | 25.0 min |"
+    )
+    del found["univ"]
+    assert "five scenes" not in motion.tables(found)["euclidean.motion"]
 
 
 def test_laws_are_measured_on_moves_that_move(tmp_path, monkeypatch):
