@@ -170,7 +170,12 @@ def plots(found: Mapping[str, Any], folder: Path) -> None:
                 scene.plot(*whole.T, color=colour, alpha=0.35)
                 scene.plot(*past[agent].T, color=colour, label=labels[0])
                 scene.plot(*predicted[agent].T, "x", color=colour, markersize=4, label=labels[1])
-            scene.set(title=_kind(table), aspect="equal", xticks=[], yticks=[])
+            # A square, and no smaller than constant velocity goes wrong, around people who stand still.
+            everything = np.concatenate([p for paths in (past, future, predicted) for p in paths.values()])
+            low, high = everything.min(axis=0), everything.max(axis=0)
+            half = 0.55 * max((high - low).max(), table["cv_fde"]["mean"])
+            limits = [(c - half, c + half) for c in (low + high) / 2]
+            scene.set(title=_kind(table), aspect="equal", xticks=[], yticks=[], xlim=limits[0], ylim=limits[1])
             scene.legend(frameon=False, fontsize=7)
             for variant, own in metrics.items():
                 draw_curve(errors, *seed_curve(own, "frame/"), label=variant)
