@@ -130,14 +130,17 @@ def test_symmetric_images_are_no_exception(name):
 
 
 def test_published_criterion_fails_on_unit_tokens_and_the_remedies_hold():
-    """Anchors inside of Twins, float32: the tokens of each stage come from a layer normalisation."""
+    """Anchors inside of Twins, float32: the tokens of each stage come from a layer normalisation.
+
+    Rounding decides how far the published criterion goes wrong on one image; twelve make the worst of them steady.
+    """
     layers = dataclasses.replace(TWINS, anchoring="layers")
     params = shift_vit_init(jax.random.key(0), layers)
 
     def change(**options):
         config = dataclasses.replace(layers, **options)
         run = jax.jit(lambda x, s: shift_consistency(lambda x: shift_vit_apply(params, x, config), x, s).change)
-        return float(run(images(4), random_shifts(100, 4)).max())
+        return float(run(images(12), random_shifts(100, 12)).max())
 
     assert change(criterion="norm") > 1e-3
     assert change(criterion="projection") <= 1e-5
