@@ -167,6 +167,8 @@ def test_claims_and_tables():
     metrics = {
         "canonical": _table(**gaps, **ratios, **shared, best_of_signs_gap=0.02), "raw": _table(**gaps, **shared)
     }  # fmt: skip
-    assert [c["holds"] for c in routing.claims(metrics)] == [True] * 6
+    assert [c["holds"] for c in routing.claims(metrics)] == [True] * 7
+    still = {**metrics, "raw": metrics["raw"] | {"rotated_gap": metrics["raw"]["gap"]}}
+    assert [c["holds"] for c in routing.claims(still)] == [True] * 4 + [False] + [True] * 2
     table = routing.tables({"run": {"metrics": metrics, "seeds": [0, 1, 2]}})["frames.routing"]
     assert "| raw | 3.00 ± 0.00 | 5.00 ± 0.00 | 6.00 ± 0.00 | - |" in table
