@@ -66,7 +66,7 @@ def shortfalls_table(found: Mapping[str, Any]) -> str:
     """Every claim of the committed results that falls short, with the reason as far as it is known, as Markdown."""
     names = {system.card: system.paper.partition(" (")[0] for system in SYSTEMS}
     rows = [
-        (names[claim["card"]], claim["statement"], f"{claim['bar']:.3g}", f"{claim['value']:.3g}", claim.get("why", ""))
+        (names[claim["card"]], claim["statement"], f"{claim['bar']:.4g}", f"{claim['value']:.4g}", claim.get("why", ""))
         for result in found.values()
         for claim in result.get("claims", [])
         if not claim["holds"]

@@ -267,9 +267,7 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
             "test MSE with all frames after training with one random element, over that after training with all, "
             "equal epochs"
         )
-        why = (
-            f"its gradient is noisier; a step takes {share:.2f} of the time, and at equal time it is better: next claim"
-        )
+        why = f"its gradient is noisier; a step takes {share:.2f} of the time, for equal time see the next claim"
         claim.at_most("5", statement, 1.3, one["test_mse"]["mean"] / every["test_mse"]["mean"], why=why)
     if table and "full_frames" in metrics:
         every = metrics["full_frames"]

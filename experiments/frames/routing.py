@@ -290,7 +290,7 @@ def claims(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[
         cost = seed_values(metrics["raw"], "rotation_cost")
         moved = (seed_values(metrics["raw"], "moved_gap") - seed_values(metrics["raw"], "gap")).min()
         claim.at_least(5, "raw points: mean gap, moved by a similarity minus unmoved, worst seed", 0.005, moved)
-        # "0.5 % larger" may be of the gap, or points of the length: both.
+        # "0.5 % larger" may be of the gap, or points of the length. The first was added when the numbers were known.
         larger = (seed_values(metrics["raw"], "rotated_gap") / seed_values(metrics["raw"], "gap")).min()
         claim.at_least(5, "raw points: mean gap, rotated over unrotated, worst seed", 1.005, larger)
         why = "uniform points of a turned square differ from those of an upright one near its corners alone"

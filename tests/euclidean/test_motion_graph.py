@@ -49,6 +49,17 @@ def test_complete_graphs_give_what_all_pairs_give(x64):
         start, edge = start + len(x), edge + len(pairs)
 
 
+def test_without_edges_nodes_are_computed_without_pairs(x64):
+    """Nodes that see each other through the mean alone; a padded edge changes nothing and costs products."""
+    params = init(jax.random.key(0), SMALL, dtype="float64")
+    x, none, one = jnp.asarray(scene(2)), jnp.zeros((0,), jnp.int32), jnp.zeros((1,), jnp.int32)
+    run = lambda edge, mask: eqmotion_graph_apply(params, x, edge, edge, SMALL, edge_mask=mask)[0]  # noqa: E731
+    without, padded = (none, jnp.zeros((0,), bool)), (one, jnp.zeros((1,), bool))
+    np.testing.assert_allclose(run(*without), run(*padded), atol=1e-11)
+    products = [str(jax.make_jaxpr(run)(*edges)).count("dot_general") for edges in (without, padded)]
+    assert products[0] < products[1]
+
+
 def test_gradients_agree_with_those_of_all_pairs(x64):
     params = init(jax.random.key(0), SMALL, dtype="float64")
     x, (senders, receivers, _) = scene(4), complete(4)
